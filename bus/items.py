@@ -1,0 +1,76 @@
+"""Items in the item log: up to 64 in one message, so that a bus that pays per message pays once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from bus.codec import SCHEMA, pack, pack_array, unpack
+from bus.errors import CodecError
+from bus.message import Message, new_id
+
+__all__ = ["MAX_PACK_BYTES", "MAX_PACK_ITEMS", "ItemRecord", "item_id", "item_messages", "pack_item", "read_items"]
+
+MAX_PACK_ITEMS = 64
+MAX_PACK_BYTES = 256 * 1024
+CONTENT_TYPE = "crawlbus/items"
+
+
+class ItemRecord(NamedTuple):
+    """One item as it is stored. `url` is None for an item from `start()`; `scraped_at` is s since the epoch."""
+
+    id: str
+    job: str
+    spider: str
+    run: int
+    url: str | None
+    scraped_at: float
+    data: dict[str, Any]
+
+
+def item_id(job: str, page: bytes, ordinal: int) -> str:
+    """The id of the `ordinal`-th item of a page: the same whenever that page is fetched again. 32 hex digits."""
+    return blake2b(b"%s\0%s\0%d" % (job.encode(), page, ordinal), digest_size=16).hexdigest()
+
+
+def pack_item(id: str, url: str | None, scraped_at: float, data: dict[str, Any]) -> bytes:
+    """One item, ready for `item_messages`. Raises `CodecError` as `pack` does."""
+    return pack([id, url, scraped_at, data])
+
+
+def item_messages(job: str, spider: str, run: int, packed: Sequence[bytes]) -> list[Message]:
+    """Messages of at most 64 items and 256 KiB each; one larger item travels alone."""
+    headers = {"content-type": CONTENT_TYPE, "schema": SCHEMA, "job": job, "spider": spider, "run": run}
+    messages, batch, size = [], [], 0  # type: list[Message], list[bytes], int
+    for item in packed:
+        if batch and (len(batch) == MAX_PACK_ITEMS or size + len(item) > MAX_PACK_BYTES):
+            messages.append(Message(new_id(), pack_array(batch), headers))
+            batch, size = [], 0
+        batch.append(item)
+        size += len(item)
+    if batch:
+        messages.append(Message(new_id(), pack_array(batch), headers))
+    return messages
+
+
+def read_items(message: Message) -> list[ItemRecord]:
+    """The items of one message of the log. Raises `CodecError` for a message that is none."""
+    headers = message.headers
+    if headers.get("content-type") != CONTENT_TYPE:
+        raise CodecError(f"not items: content-type {headers.get('content-type')!r}")
+    schema = headers.get("schema")
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise CodecError(f"items of schema {schema!r}, this version reads up to {SCHEMA}")
+    job, spider, run = headers.get("job"), headers.get("spider"), headers.get("run")
+    values = unpack(message.body)
+    if not (isinstance(job, str) and isinstance(spider, str) and isinstance(run, int) and isinstance(values, list)):
+        raise CodecError("not items: a header or the body has the wrong type")
+    records = []
+    for value in values:
+        match value:
+            case [str(id), str() | None as url, float() | int() as at, dict(data)]:
+                records.append(ItemRecord(id, job, spider, run, url, float(at), data))
+            case _:
+                raise CodecError("not items: an entry has the wrong shape")
+    return records

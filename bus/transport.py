@@ -1,0 +1,101 @@
+"""The contract of a transport: nine methods. `docs/contract.md` says the same in MUST and SHOULD;
+`bus.testing.TransportConformance` proves each sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, Protocol, TypeAlias
+
+from bus.capabilities import Capabilities
+from bus.message import Delivery, Message, Position
+from bus.topic import Topic
+
+__all__ = ["Lag", "Seek", "Start", "Subscription", "Transport"]
+
+Seek: TypeAlias = Literal["earliest", "latest"] | Sequence[Position] | datetime
+Start: TypeAlias = Literal["committed"] | Seek
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How much work is left for a group. None: the transport cannot tell.
+
+    `ready` may be delivered now, `delayed` waits for its time, `unacked` is in a reader's hands. Of a LOG,
+    `first` and `end` hold, for each partition, the first offset kept and the one the next message will get.
+    `exact` is False where any number is an estimate.
+    """
+
+    ready: int | None
+    unacked: int | None
+    delayed: int | None
+    exact: bool
+    first: Mapping[int, int] | None = None
+    end: Mapping[int, int] | None = None
+
+
+class Subscription(Protocol):
+    """One reader of one topic. One task at a time reads it; a second one gets `BusError`."""
+
+    async def receive(self, *, max_messages: int, timeout_s: float) -> Sequence[Delivery]:
+        """At most `max_messages`, as soon as there is one; empty after `timeout_s`.
+
+        Never more than `prefetch` unacknowledged. Cancelling loses nothing. Publish order on first delivery.
+        """
+        ...
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """Done: not delivered again to this group. Any number, repeating is harmless.
+
+        QUEUE: in any order. LOG: all up to and including the furthest of each partition are done.
+        Where some are stale, the others are acked, then `StaleDelivery` names the stale ones.
+        """
+        ...
+
+    async def seek(self, to: Seek) -> None:
+        """LOG only: the next `receive` starts there. A time means the first message published at or after it.
+
+        Positions count `offset` only. Raises `PositionExpired` for an offset below the first kept or above
+        the end, `Unsupported` for a QUEUE or where `Capabilities.seek_by` lacks it.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Always closes, also if called twice. Unacked QUEUE work is handed back at once where
+        `releases_on_close`, else when its lease has run out. A `receive` under way ends with `Closed`."""
+        ...
+
+
+class Transport(Protocol):
+    """A connection to one bus. `publish`, `declare` and `lag` may be called by many tasks at once."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    async def declare(self, *topics: Topic) -> None:
+        """Make sure that the topics exist: idempotent. Raises `Misconfigured` where one exists as another kind."""
+        ...
+
+    async def publish(self, topic: str, messages: Sequence[Message]) -> None:
+        """Return only when the bus has confirmed all. Raises `PublishUnconfirmed` where it is not known,
+        `BusError` for a topic that was not declared. There is no faster, unconfirmed way."""
+        ...
+
+    async def subscribe(
+        self, topic: str, *, group: str = "", prefetch: int = 256, start: Start = "committed"
+    ) -> Subscription:
+        """A QUEUE has one group, whose readers compete. Each group of a LOG sees every message.
+
+        `start` is for a LOG; `committed` is where the group's last ack left off, or `earliest` for a new group.
+        A group is registered by subscribing: a LOG that can tell keeps what it has not acked, past its retention.
+        The empty group is never registered and has no committed position.
+        Leases are renewed from a thread while the subscription is open, even if the event loop is blocked.
+        """
+        ...
+
+    async def lag(self, topic: str, *, group: str = "") -> Lag: ...
+
+    async def aclose(self) -> None:
+        """Always closes, also if called twice; closes its subscriptions."""
+        ...

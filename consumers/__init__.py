@@ -1,0 +1,1 @@
+"""The consumer daemon, its sinks, and dead letters."""
