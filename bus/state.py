@@ -62,7 +62,10 @@ class Attempt(NamedTuple):
 
 
 class WorkerReport(NamedTuple):
-    """What a worker says of itself from time to time. `counters` are absolute, since it started."""
+    """What a worker says of itself from time to time. `counters` are absolute, since it started.
+
+    It counts while the lease `worker:…` of the same name lives.
+    """
 
     worker: str
     in_flight: int
@@ -160,7 +163,10 @@ class State(Protocol):
     # jobs
 
     async def join(self, name: str, *, spider: str) -> JobStatus:
-        """Create the job if it is unknown (running, run 1); a stopped one resumes, unless another call stops it."""
+        """Create the job if it is unknown (running, run 1); a stopped one resumes, unless another call stops it.
+
+        A paused job stays paused, a finished one finished, and a job keeps the spider it was created with.
+        """
         ...
 
     async def restart(self, name: str) -> JobStatus:
@@ -168,7 +174,7 @@ class State(Protocol):
         ...
 
     async def forget(self, name: str) -> bool:
-        """As `restart`, and the job is no longer listed; its run number lives on. False: it was unknown."""
+        """As `restart`, and the job is unknown until `join`; its run number lives on. False: it was unknown."""
         ...
 
     async def status(self, name: str) -> JobStatus | None: ...
@@ -182,7 +188,8 @@ class State(Protocol):
     async def end(self, job: Job, *, unaccounted: int | None = None) -> JobState:
         """If the job is running and `drained`: FINISHED, tested and set in one atomic call. Returns the state then.
 
-        With `unaccounted` (the slow end, ADR 0002) the open pages do not hinder it and are recorded as such.
+        A suspect job ends the slow way only: with `unaccounted` (ADR 0002) the open pages do not hinder it; the
+        larger of the two numbers is recorded. Of another run: STOPPED, there is nothing left to do for it.
         """
         ...
 
@@ -193,7 +200,8 @@ class State(Protocol):
     # leases, and who is there
 
     async def acquire(self, job: Job, name: str, owner: str, *, lease_s: float = LEASE_S) -> bool:
-        """Take, or keep, a lease. False while another owner's lives. Names: `start`, `seed:…`, `worker:…`, `forever:…`.
+        """Take, or keep, a lease. False while another owner's lives, for another run, and for `start` once
+        `end_start` has been called. Names: `start`, `seed:…`, `worker:…`, `forever:…`.
 
         Renewed from a thread of the state's own each `lease_s / 3` until `drop` or `aclose`, so that a callback
         that blocks the event loop loses nothing; gone `lease_s` after the death of the process.

@@ -1,0 +1,1 @@
+"""Bus and state in one process: the executable specification."""
