@@ -48,7 +48,13 @@ def unpack(data: bytes) -> Any:
         value = _unpackb(data)
     except CodecError:
         raise
-    except (ValueError, TypeError, ArithmeticError, RecursionError, msgpack.exceptions.UnpackException) as error:
+    except (
+        ValueError,
+        TypeError,
+        ArithmeticError,
+        RecursionError,
+        msgpack.exceptions.UnpackException,
+    ) as error:
         raise CodecError(f"not a message: {type(error).__name__}") from None
     _check_shape(value)
     return value

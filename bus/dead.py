@@ -12,7 +12,17 @@ from bus.message import HeaderValue, Message, new_id
 __all__ = ["DeadLetter", "Decision", "Reason", "dead_letter", "decision", "read_dead"]
 
 Reason: TypeAlias = Literal[
-    "callback", "errback", "pipeline", "download", "status", "poison", "encode", "decode", "limit", "item", "lost"
+    "callback",
+    "errback",
+    "pipeline",
+    "download",
+    "status",
+    "poison",
+    "encode",
+    "decode",
+    "limit",
+    "item",
+    "lost",
 ]
 LETTER, DECISION = "crawlbus/dead", "crawlbus/decision"
 KEPT_BYTES = 4096

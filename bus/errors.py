@@ -1,17 +1,17 @@
 """What can go wrong on a bus, as one tree; a driver's own exceptions never escape an adapter.
 
-    BusError
-    ├── TransportError
-    │   ├── ConnectionLost       the other side is gone; the caller waits and goes on
-    │   ├── PublishUnconfirmed   each message may or may not be stored: publish again, same ids
-    │   └── StorageFailed        the store refuses to write (full disk, read-only): waiting will not help
-    ├── StaleDelivery            an ack came too late: its lease, channel or partition is another's
-    ├── PositionExpired          the log no longer holds, or does not yet hold, the position asked for
-    ├── Unsupported              the transport declares that it cannot do this
-    ├── CodecError               bytes or values that may not travel
-    │   └── OverLimit            ... because they are too large, too deep or too many
-    ├── Misconfigured            a setting is wrong; the message names the setting and the mend
-    └── Closed                   used after `aclose`
+BusError
+├── TransportError
+│   ├── ConnectionLost       the other side is gone; the caller waits and goes on
+│   ├── PublishUnconfirmed   each message may or may not be stored: publish again, same ids
+│   └── StorageFailed        the store refuses to write (full disk, read-only): waiting will not help
+├── StaleDelivery            an ack came too late: its lease, channel or partition is another's
+├── PositionExpired          the log no longer holds, or does not yet hold, the position asked for
+├── Unsupported              the transport declares that it cannot do this
+├── CodecError               bytes or values that may not travel
+│   └── OverLimit            ... because they are too large, too deep or too many
+├── Misconfigured            a setting is wrong; the message names the setting and the mend
+└── Closed                   used after `aclose`
 """
 
 from __future__ import annotations

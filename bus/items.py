@@ -10,7 +10,15 @@ from bus.codec import SCHEMA, pack, pack_array, unpack
 from bus.errors import CodecError
 from bus.message import Message, new_id
 
-__all__ = ["MAX_PACK_BYTES", "MAX_PACK_ITEMS", "ItemRecord", "item_id", "item_messages", "pack_item", "read_items"]
+__all__ = [
+    "MAX_PACK_BYTES",
+    "MAX_PACK_ITEMS",
+    "ItemRecord",
+    "item_id",
+    "item_messages",
+    "pack_item",
+    "read_items",
+]
 
 MAX_PACK_ITEMS = 64
 MAX_PACK_BYTES = 256 * 1024
@@ -64,7 +72,9 @@ def read_items(message: Message) -> list[ItemRecord]:
         raise CodecError(f"items of schema {schema!r}, this version reads up to {SCHEMA}")
     job, spider, run = headers.get("job"), headers.get("spider"), headers.get("run")
     values = unpack(message.body)
-    if not (isinstance(job, str) and isinstance(spider, str) and isinstance(run, int) and isinstance(values, list)):
+    if not (
+        isinstance(job, str) and isinstance(spider, str) and isinstance(run, int) and isinstance(values, list)
+    ):
         raise CodecError("not items: a header or the body has the wrong type")
     records = []
     for value in values:

@@ -12,7 +12,17 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-__all__ = ["MAX_STARTS", "Arrival", "Attempt", "Job", "JobState", "JobStatus", "State", "Verdict", "WorkerReport"]
+__all__ = [
+    "MAX_STARTS",
+    "Arrival",
+    "Attempt",
+    "Job",
+    "JobState",
+    "JobStatus",
+    "State",
+    "Verdict",
+    "WorkerReport",
+]
 
 MAX_STARTS = 5
 LEASE_S = 30.0

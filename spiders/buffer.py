@@ -1,0 +1,46 @@
+"""`ReadyBuffer`: the short buffer between the bus and the engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from scrapy.squeues import FifoMemoryQueue
+from scrapy.utils.misc import build_from_crawler, load_object
+
+from spiders.fetch import Fetch
+
+if TYPE_CHECKING:
+    from scrapy import Request
+    from scrapy.crawler import Crawler
+
+__all__ = ["ReadyBuffer"]
+
+
+class ReadyBuffer:
+    """Requests that have arrived and wait for the engine, in Scrapy's own priority queue, so that the balance
+    between hosts and the priorities of requests stay; requests of one priority come in bus order."""
+
+    def __init__(self, crawler: Crawler) -> None:
+        queue = load_object(crawler.settings["SCHEDULER_PRIORITY_QUEUE"])
+        self._queue: Any = build_from_crawler(queue, crawler, downstream_queue_cls=FifoMemoryQueue, key="")
+        self._fetches: dict[Request, Fetch] = {}
+
+    def __len__(self) -> int:
+        return len(self._fetches)
+
+    def push(self, request: Request, fetch: Fetch) -> None:
+        fetch.request = request
+        self._fetches[request] = fetch
+        self._queue.push(request)
+
+    def pop(self) -> tuple[Request, Fetch] | None:
+        if not self._fetches:
+            return None
+        request = self._queue.pop()
+        return request, self._fetches.pop(request)
+
+    def clear(self) -> list[Fetch]:
+        """Take everything out."""
+        left = [item[1] for item in iter(self.pop, None)]
+        self._queue.close()
+        return left

@@ -1,0 +1,111 @@
+"""`Presence`: a worker tells how it stands, hears what the job wants, and finds the job's end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from bus.errors import ConnectionLost
+from bus.state import LEASE_S, JobState, JobStatus, WorkerReport
+
+if TYPE_CHECKING:
+    from spiders.worker import Worker
+
+__all__ = ["Presence"]
+
+logger = logging.getLogger(__name__)
+
+IDLE_LOOK_S, BUSY_LOOK_S = 0.1, 0.5
+REPORT_S = 2.0
+
+
+class Presence:
+    """Looks at the job every 0.1 s while idle and every 0.5 s while busy; reports every 2 s."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._now = asyncio.Event()
+        self._reported_s = float("-inf")
+        self._slow_end = SlowEnd(worker)
+
+    def look(self) -> None:
+        """Look at once."""
+        self._now.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        said = False
+        while True:
+            try:
+                await self._look()
+                said = False
+            except ConnectionLost as error:
+                if not said:
+                    logger.warning("waiting for the state: %s", error)
+                said = True
+            pause_s = IDLE_LOOK_S if self._worker.idle else BUSY_LOOK_S
+            try:
+                async with asyncio.timeout(pause_s):
+                    await self._now.wait()
+            except TimeoutError:
+                pass
+            self._now.clear()
+
+    async def report(self) -> JobStatus | None:
+        """Tell how this worker stands."""
+        worker = self._worker
+        report = WorkerReport(worker.id, worker.in_flight, len(worker.ready))
+        return await worker.state.report(worker.job, report)
+
+    async def _look(self) -> None:
+        worker, now_s = self._worker, asyncio.get_running_loop().time()
+        if now_s - self._reported_s >= REPORT_S:
+            status = await self.report()
+            self._reported_s = now_s
+        else:
+            status = await worker.state.status(worker.job.name)
+        if status is None or status.job != worker.job:
+            worker.leave("restarted")
+            return
+        worker.heard(status)
+        if status.state is JobState.RUNNING and worker.idle and not worker.forever:
+            state = JobState.RUNNING
+            if status.drained:
+                state = await worker.state.end(worker.job)
+            elif status.open:
+                state = await self._slow_end.look(status, now_s)
+            if state is JobState.FINISHED:
+                worker.end()
+
+
+class SlowEnd:
+    """The end of a job whose `open` does not empty though there is nothing left to do, because the store lost writes
+    or a message could not be read: the bus is empty at two looks two leases apart, and every worker idle."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._since_s: float | None = None
+
+    async def look(self, status: JobStatus, now_s: float) -> JobState:
+        """End the job if it is time; returns its state."""
+        idle = all(not (report.in_flight or report.ready) for report in status.workers)
+        if not (idle and status.start_ended and not status.loading and not status.forever):
+            self._since_s = None
+        elif self._since_s is None:
+            self._since_s = now_s if await self._empty() else None
+        elif now_s - self._since_s > 2 * LEASE_S:
+            if not await self._empty():
+                self._since_s = None
+            elif self._worker.idle:
+                logger.warning("the job ends with %d pages that nothing is known of", status.open)
+                return await self._worker.state.end(self._worker.job, unaccounted=status.open)
+        return JobState.RUNNING
+
+    async def _empty(self) -> bool:
+        """No lane has anything left; what is not known exactly is not nothing."""
+        for topic in self._worker.lane_topics:
+            lag = await self._worker.transport.lag(topic)
+            if not lag.exact or lag.ready != 0 or lag.unacked != 0 or lag.delayed != 0:
+                return False
+        return True

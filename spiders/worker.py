@@ -1,0 +1,363 @@
+"""`Worker`: one Scrapy process of a fleet. Owns the connections and the tasks; the scheduler is its face to Scrapy."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from scrapy import Request, signals
+
+from bus.errors import BusError, Misconfigured
+from bus.lanes import LaneReader
+from bus.message import new_id
+from bus.registry import bus_options, connect_state, connect_transport
+from bus.settings import Settings, state_url
+from bus.state import Job, JobState, JobStatus, State
+from bus.topic import LANES, dead_log, item_log, request_queue
+from bus.transport import Transport
+from spiders.buffer import ReadyBuffer
+from spiders.fetch import Fetch
+from spiders.follow import Follower
+from spiders.hooks import Hooks
+from spiders.intake import Intake
+from spiders.outbox import Outbox, OutboxTopics
+from spiders.pages import PageIds
+from spiders.politeness import FleetDelay
+from spiders.presence import Presence
+from spiders.requests import RequestCodec
+from spiders.seen import SeenFilter
+from spiders.start import StartItems
+
+if TYPE_CHECKING:
+    from scrapy import Spider
+    from scrapy.crawler import Crawler
+    from scrapy.http import Response
+
+    from spiders.links import Links
+
+__all__ = ["Worker"]
+
+logger = logging.getLogger(__name__)
+
+SPARE_IN_FLIGHT = 64  # handed out and not yet acknowledged, beyond CONCURRENT_REQUESTS
+WATCHDOG_S = 5.0
+
+
+class Worker:
+    """Lives from the scheduler's `open` to its `close`."""
+
+    job: Job
+    spider: Spider
+    transport: Transport
+    state: State
+    reader: LaneReader
+    codec: RequestCodec
+    outbox: Outbox
+    ready: ReadyBuffer
+    pages: PageIds
+    follower: Follower
+    presence: Presence
+    intake: Intake
+
+    def __init__(self, crawler: Crawler, settings: Settings, *, forever: bool = False) -> None:
+        self.crawler, self.settings, self.forever = crawler, settings, forever
+        self.id = f"{socket.gethostname()}-{os.getpid()}-{new_id()[:8]}"
+        self.seen = SeenFilter()
+        self.start_items = StartItems()
+        self.follows_links = False
+        self.ended = False  # the job is finished, or this worker leaves: nothing more is pending
+        self.paused = False
+        self.leaving: str | None = None
+        self.failed: BaseException | None = None
+        self.retry_priority = crawler.settings.getint("RETRY_PRIORITY_ADJUST")
+        self._limit = crawler.settings.getint("CONCURRENT_REQUESTS") + SPARE_IN_FLIGHT
+        self._fetches: dict[Request, Fetch] = {}
+        self._unacked = 0
+        self._armed = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closing: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Future[JobStatus] | None = None
+        self._said: set[str] = set()
+        self._generation: int | None = None
+        self._quiet = asyncio.Event()
+
+    # life
+
+    async def open(self, spider: Spider) -> None:
+        """Connect, join the job, and take the engine's hooks. Raises `BusError`."""
+        self.spider = spider
+        options = bus_options(self.settings.bus)
+        name = self.settings.job or _job_name(spider)
+        self.transport = await connect_transport(self.settings.bus)
+        self.state = await connect_state(state_url(self.settings))
+        lanes = {lane: request_queue(options.prefix, name, lane) for lane in LANES}
+        logs = item_log(options.prefix, options.retention_s), dead_log(options.prefix, options.retention_s)
+        await self.transport.declare(*lanes.values(), *logs)
+        status = await self.state.join(name, spider=spider.name)
+        self.job = status.job
+        self._refuse_shared_feeds(status)
+        await self.state.acquire(self.job, f"worker:{self.id}", self.id)
+        if self.forever:
+            await self.state.acquire(self.job, f"forever:{self.id}", self.id)
+        self.lane_topics = [topic.name for topic in lanes.values()]
+        self.reader = await LaneReader.open(
+            self.transport, {lane: topic.name for lane, topic in lanes.items()}, prefetch=2 * self._limit
+        )
+        self.codec = RequestCodec(spider, name, self.job.run)
+        self.ready = ReadyBuffer(self.crawler)
+        self.pages = PageIds(self.crawler.request_fingerprinter)
+        self.follower = Follower(self.crawler, self.pages, self.seen, self.codec)
+        topics = OutboxTopics({lane: topic.name for lane, topic in lanes.items()}, logs[0].name, logs[1].name)
+        self.outbox = Outbox(
+            self.transport, self.state, self.reader, self.codec, topics, self.job, spider.name,
+            on_ended=self._on_ended, on_failure=self.fail,
+        )  # fmt: skip
+        self.outbox.eager = lambda: not self.ready or self.leaving is not None
+        self.presence, self.intake = Presence(self), Intake(self)
+        self._delay = FleetDelay(self.crawler.engine.downloader)
+        Hooks(self.crawler.engine, self._finish, self.stop_job).install()
+        self.crawler.signals.connect(self._arm, signals.spider_opened)
+        self.outbox.open()
+        self.heard(status)
+        if status.state is JobState.FINISHED and not self.forever:
+            logger.info("job %s is finished; `crawlbus crawl --restart` crawls it anew", name)
+            self.end()
+
+    def _arm(self) -> None:
+        """Earlier, waking the engine raises."""
+        from spiders.links import LinksMiddleware
+        from spiders.start import StartMiddleware
+
+        self._armed = True
+        self.follows_links = Follower.usable(self.crawler, self.pages, {LinksMiddleware, StartMiddleware})
+        self._spawn(self.presence.run())
+        self._spawn(self._watch())
+        if not self.ended:
+            self._spawn(self.intake.run())
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        task.add_done_callback(self._task_ended)
+        self._tasks.append(task)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.fail(error)
+
+    async def aclose(self) -> None:
+        """Flush what was yielded, hand the rest back, leave."""
+        self.leaving = self.leaving or "closed"
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._stopping is not None:
+            await self._stopping
+        if self.failed is None:
+            await self.outbox.flush()
+        await self.outbox.aclose()
+        try:
+            await self._hand_back()
+            if self.failed is None:
+                await self.presence.report()
+        except BusError as error:
+            logger.warning("what was not begun comes back when its lease has run out: %s", error)
+        finally:
+            await self.reader.aclose()
+            await self.state.aclose()
+            await self.transport.aclose()
+
+    async def _hand_back(self) -> None:
+        left = self.ready.clear() + list(self._fetches.values())
+        if left:
+            await self.state.release(self.job, [fetch.arrival for fetch in left])
+
+    def fail(self, error: BaseException) -> None:
+        """Something that waiting does not mend: this worker ends, and its deliveries come back."""
+        if self.failed is not None:
+            return
+        self.failed = error
+        if isinstance(error, BusError):
+            logger.critical("%s", error)
+        else:
+            logger.critical("crawlbus failed", exc_info=error)
+        self.leave("failed")
+
+    def leave(self, reason: str) -> None:
+        """End this worker in good order."""
+        if self.leaving is not None:
+            return
+        self.leaving = reason
+        engine = self.crawler.engine
+        if engine.spider is not None:
+            self._closing = asyncio.get_running_loop().create_task(engine.close_spider_async(reason=reason))
+
+    def end(self) -> None:
+        """The job is finished: the engine will find itself idle and close."""
+        self.ended = True
+        self.wake()
+
+    # what the job says
+
+    def heard(self, status: JobStatus) -> None:
+        """How the job stands, seen from outside."""
+        if status.state is JobState.STOPPED:
+            self.leave("stopped")
+        self.paused = status.state is JobState.PAUSED
+        if status.state is JobState.FINISHED and not self.forever and self.idle:
+            self.end()
+        generation = status.counters.get("dedup-generation", 0)
+        if self._generation not in (None, generation):
+            self.seen.clear()
+        self._generation = generation
+        self._delay.scale(len(status.workers))
+        if not self.paused:
+            self.intake.wake()
+            self.wake()
+
+    def stop_job(self, reason: str) -> None:
+        """The spider raised CloseSpider: stop the whole fleet."""
+        logger.info("the spider closes job %s: %s", self.job.name, reason)
+        if self._stopping is None:
+            stop = self.state.set_state(self.job.name, JobState.STOPPED)
+            self._stopping = asyncio.ensure_future(stop)
+
+    def look(self) -> None:
+        """Something may have ended: see how the job stands."""
+        self.presence.look()
+
+    # what the scheduler asks
+
+    @property
+    def pending(self) -> bool:
+        """Is there, or may there be, anything left for this worker?"""
+        return not self.ended or not self.idle
+
+    @property
+    def idle(self) -> bool:
+        return not (self._unacked or self._fetches or self.ready) and self.outbox.empty
+
+    @property
+    def in_flight(self) -> int:
+        """Handed to the downloader and not yet acknowledged."""
+        return self._unacked
+
+    def room(self) -> int:
+        """How many more requests the ready buffer takes."""
+        if self.paused or self.leaving is not None or len(self.ready) > self._limit // 2:
+            return 0
+        return self._limit - len(self.ready)
+
+    def begun(self, fetch: Fetch) -> None:
+        """A delivery that will end through the outbox."""
+        self._unacked += 1
+
+    def next(self) -> Fetch | None:
+        """The next request to hand to the engine, if any may start now."""
+        if self.paused or self.leaving is not None:
+            return None
+        if self._unacked >= self._limit:
+            self.outbox.hurry()
+            return None
+        found = self.ready.pop()
+        if len(self.ready) <= self._limit // 2:
+            self.intake.wake()
+        if found is None:
+            self.outbox.hurry()
+            return None
+        request, fetch = found
+        self._fetches[request] = fetch
+        self.begun(fetch)
+        return fetch
+
+    async def follow(self, links: Links, response: Response | None) -> None:
+        """Take all links of a page at once; waits while the outbox is full."""
+        await self.outbox.room()
+        found, duplicates = self.follower.follow(links, response)
+        self.outbox.links(found)
+        self.refused(duplicates)
+        self.ended = False
+
+    def refused(self, duplicates: int) -> None:
+        """So many links were known."""
+        if duplicates:
+            self.outbox.count("duplicates", duplicates)
+            self.crawler.stats.inc_value("dupefilter/filtered", duplicates)
+
+    # how a request ends
+
+    def _finish(self, request: Request) -> None:
+        fetch = self._fetches.pop(request, None)
+        if fetch is None:
+            return  # robots.txt, media, the self-test; or one that was given back as a retry
+        if (verdict := fetch.verdict()) is not None:
+            self.outbox.reject(fetch, *verdict)
+        else:
+            self.outbox.finish(fetch)
+
+    def give_back(self, fetch: Fetch) -> None:
+        """Its retry is on its way to the outbox: the engine's end of it means nothing any more."""
+        assert fetch.request is not None
+        self._fetches.pop(fetch.request, None)
+        self.outbox.retry(fetch)
+
+    def _on_ended(self, count: int) -> None:
+        self._unacked -= count
+        self._quiet.set()
+        if self.idle:
+            self.look()
+        self.wake()
+
+    async def alone(self) -> None:
+        """Wait until nothing of this process is begun."""
+        while not self.idle:
+            self.outbox.hurry()
+            self._quiet.clear()
+            await self._quiet.wait()
+
+    async def _watch(self) -> None:
+        """Notice a request that has left the engine while we still hold it open."""
+        suspects: set[Request] = set()
+        while True:
+            await asyncio.sleep(WATCHDOG_S)
+            engine = self.crawler.engine
+            inside = engine.downloader.active | engine.scraper.slot.active
+            gone = {request for request in self._fetches if request not in inside}
+            for request in gone & suspects:
+                logger.error("%s left the engine without an end; it goes to the dead log", request)
+                fetch = self._fetches.pop(request)
+                self.outbox.reject(fetch, "lost", "the engine dropped it without telling")
+            suspects = gone
+
+    # small things
+
+    def wake(self) -> None:
+        """Let the engine ask for requests at once, rather than at its heartbeat of 5 s."""
+        slot = self.crawler.engine._slot
+        if self._armed and slot is not None and slot.closing is None:
+            slot.nextcall.schedule()
+
+    def once(self, kind: str, level: str, text: str) -> None:
+        """Log the first of a kind."""
+        if kind not in self._said:
+            self._said.add(kind)
+            logger.log(getattr(logging, level), "%s (said once; `crawlbus dead list` shows them all)", text)
+
+    def _refuse_shared_feeds(self, status: JobStatus) -> None:
+        feeds = self.crawler.settings.getdict("FEEDS")
+        local = [str(uri) for uri in feeds if "://" not in str(uri) or str(uri).startswith("file:")]
+        if local and status.workers:
+            raise Misconfigured(
+                f"FEEDS writes to the local file {local[0]}, and another worker of job {status.job.name} is running: "
+                "use --sink in place of FEEDS"
+            )
+
+
+def _job_name(spider: Spider) -> str:
+    name = "".join(c if c.isascii() and c.isalnum() else "-" for c in spider.name.lower()).strip("-")[:63]
+    if not name:
+        raise Misconfigured(f"the spider's name {spider.name!r} makes no job name: set --job or BUS_JOB")
+    return name
