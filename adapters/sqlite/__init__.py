@@ -1,0 +1,1 @@
+"""One SQLite file shared by the processes of one machine: transport and state."""
