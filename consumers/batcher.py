@@ -1,0 +1,101 @@
+"""Batches by count, bytes and age, whichever comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from bus.items import ItemRecord
+from bus.message import Delivery, Position
+from consumers.sink import Batch, Entry, Gap, Progress, Reject
+
+__all__ = ["BATCH_BYTES", "BATCH_ITEMS", "BATCH_SECONDS", "Batcher"]
+
+BATCH_ITEMS = 1000
+BATCH_BYTES = 4 * 1024 * 1024
+BATCH_SECONDS = 1.0
+
+
+class Batcher:
+    """Collects what is read into the next batch, which may begin and end inside a message.
+
+    Age counts from the first thing that entered, in seconds of the caller's monotonic clock. A batch holds at most
+    `max_items` items, and more than `max_bytes` only by its last one. After `limit` items it takes no more.
+    """
+
+    def __init__(self, *, max_items: int, max_bytes: int, max_age_s: float, limit: int | None = None) -> None:
+        self._max_items, self._max_bytes, self._max_age_s = max_items, max_bytes, max_age_s
+        self._left = limit
+        self._begin()
+
+    def _begin(self) -> None:
+        self._batch, self._bytes, self._since = Batch(), 0.0, None  # type: Batch, float, float | None
+
+    @property
+    def exhausted(self) -> bool:
+        """The limit is reached."""
+        return self._left == 0
+
+    def due_in(self, now: float) -> float | None:
+        """Seconds until the batch is old enough to be written; None while it is empty."""
+        return None if self._since is None else self._since + self._max_age_s - now
+
+    def add(
+        self, delivery: Delivery, records: Sequence[ItemRecord], now: float, *, skip: int = 0
+    ) -> Iterator[Batch]:
+        """Take one message, without its first `skip` items; yields each batch that it fills."""
+        partition, offset, id = delivery.partition, delivery.offset, delivery.message.id
+        share = len(delivery.message.body) / max(len(records), 1)
+        for index in range(skip, len(records)):
+            if self.exhausted:
+                return
+            self._touch(now)
+            self._batch.entries.append(Entry(Position(partition, offset, index), records[index]))
+            self._bytes += share
+            self._left = None if self._left is None else self._left - 1
+            if index + 1 < len(records):
+                self._batch.progress[partition] = Progress(Position(partition, offset, index + 1), id)
+                if self._full:
+                    yield self.take()
+        yield from self._end_of(delivery, now)
+
+    def reject(self, delivery: Delivery, reason: str, now: float) -> Iterator[Batch]:
+        """Take a message that cannot be read."""
+        message = delivery.message
+        self._touch(now)
+        self._batch.rejects.append(
+            Reject(delivery.position, reason, message.id, message.headers, message.body)
+        )
+        self._bytes += len(message.body)
+        yield from self._end_of(delivery, now)
+
+    def jump(self, gap: Gap, now: float, *, record: bool) -> None:
+        """Go on at `gap.first`; `record`: the gap is a loss, and the sink keeps it."""
+        self._touch(now)
+        if record:
+            self._batch.gaps.append(gap)
+        self._batch.progress[gap.first.partition] = Progress(gap.first, "")
+
+    def take(self) -> Batch:
+        """What is there, full or not."""
+        batch = self._batch
+        self._begin()
+        return batch
+
+    def _end_of(self, delivery: Delivery, now: float) -> Iterator[Batch]:
+        self._touch(now)
+        after = Position(delivery.partition, delivery.offset + 1)
+        self._batch.progress[delivery.partition] = Progress(after, delivery.message.id)
+        self._batch.acks[delivery.partition] = delivery
+        if self._full:
+            yield self.take()
+
+    @property
+    def _full(self) -> bool:
+        return (
+            len(self._batch.entries) + len(self._batch.rejects) >= self._max_items
+            or self._bytes >= self._max_bytes
+        )
+
+    def _touch(self, now: float) -> None:
+        if self._since is None:
+            self._since = now
