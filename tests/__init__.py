@@ -1,0 +1,1 @@
+"""Tests, from single functions to whole crawls with kills."""
