@@ -14,11 +14,12 @@ from scrapy import Request, signals
 from bus.errors import BusError, Misconfigured
 from bus.lanes import LaneReader
 from bus.message import new_id
-from bus.registry import bus_options, connect_state, connect_transport
-from bus.settings import Settings, state_url
+from bus.registry import connect_state, connect_transport
+from bus.settings import Settings, job_name, state_url
 from bus.state import Job, JobState, JobStatus, State
 from bus.topic import LANES, dead_log, item_log, request_queue
 from bus.transport import Transport
+from bus.url import bus_options
 from spiders.buffer import ReadyBuffer
 from spiders.fetch import Fetch
 from spiders.follow import Follower
@@ -77,6 +78,7 @@ class Worker:
         self._limit = crawler.settings.getint("CONCURRENT_REQUESTS") + SPARE_IN_FLIGHT
         self._fetches: dict[Request, Fetch] = {}
         self._unacked = 0
+        self.last: JobStatus | None = None
         self._armed = False
         self._tasks: list[asyncio.Task[None]] = []
         self._closing: asyncio.Task[None] | None = None
@@ -91,7 +93,7 @@ class Worker:
         """Connect, join the job, and take the engine's hooks. Raises `BusError`."""
         self.spider = spider
         options = bus_options(self.settings.bus)
-        name = self.settings.job or _job_name(spider)
+        name = self.settings.job or job_name(spider.name)
         self.transport = await connect_transport(self.settings.bus)
         self.state = await connect_state(state_url(self.settings))
         lanes = {lane: request_queue(options.prefix, name, lane) for lane in LANES}
@@ -161,8 +163,7 @@ class Worker:
         await self.outbox.aclose()
         try:
             await self._hand_back()
-            if self.failed is None:
-                await self.presence.report()
+            self.last = await self.presence.report() or self.last
         except BusError as error:
             logger.warning("what was not begun comes back when its lease has run out: %s", error)
         finally:
@@ -200,6 +201,11 @@ class Worker:
         self.ended = True
         self.wake()
 
+    @property
+    def exit_code(self) -> int:
+        """0, or 5 where the job ended with pages that nothing is known of."""
+        return 5 if self.last is not None and self.last.unaccounted else 0
+
     # what the job says
 
     def heard(self, status: JobStatus) -> None:
@@ -207,6 +213,7 @@ class Worker:
         if status.state is JobState.STOPPED:
             self.leave("stopped")
         self.paused = status.state is JobState.PAUSED
+        self.last = status
         if status.state is JobState.FINISHED and not self.forever and self.idle:
             self.end()
         generation = status.counters.get("dedup-generation", 0)
@@ -354,10 +361,3 @@ class Worker:
                 f"FEEDS writes to the local file {local[0]}, and another worker of job {status.job.name} is running: "
                 "use --sink in place of FEEDS"
             )
-
-
-def _job_name(spider: Spider) -> str:
-    name = "".join(c if c.isascii() and c.isalnum() else "-" for c in spider.name.lower()).strip("-")[:63]
-    if not name:
-        raise Misconfigured(f"the spider's name {spider.name!r} makes no job name: set --job or BUS_JOB")
-    return name

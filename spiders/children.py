@@ -1,0 +1,125 @@
+"""`Child`: a process of a fleet that is started again when it dies, and leaves by itself when its parent does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from random import random
+
+__all__ = ["PARENT_FD", "READY_FD", "Child", "ChildFailed"]
+
+PARENT_FD = "CRAWLBUS_PARENT_FD"  # a pipe that closes when the parent dies
+READY_FD = "CRAWLBUS_READY_FD"  # a pipe that hears of the first fetch
+BACKOFF_S = (0.5, 30.0)
+FAILURES = 3
+KILL_AFTER_S = 35.0
+
+
+class ChildFailed(Exception):
+    """It failed three times before its first fetch; `code` is its exit code, `errors` its last words."""
+
+    def __init__(self, code: int, errors: str) -> None:
+        super().__init__(errors)
+        self.code, self.errors = code, errors
+
+
+class Child:
+    """Runs `python -m bus.cli ARGUMENTS` until it exits with a code in `final`; anything else is a death, and it is
+    started again with backoff. Three deaths in a row before it was ready end it with `ChildFailed`."""
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        final: frozenset[int] = frozenset({0, 5, 130}),
+        tells_ready: bool = True,
+    ) -> None:
+        self._arguments, self._environment, self._final = list(arguments), dict(environment), final
+        self._tells_ready = tells_ready
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = False
+        self.restarts = 0
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None and self._process.returncode is None else None
+
+    async def run(self) -> int:
+        """Until it has exited for good; returns its exit code."""
+        failures, pause_s = 0, BACKOFF_S[0]
+        while True:
+            code, ready, errors = await self._once()
+            if code in self._final or self._stopping:
+                return code
+            well = ready or (code < 0 and not self._tells_ready)  # killed from outside, as far as one can tell
+            failures = 0 if well else failures + 1
+            pause_s = BACKOFF_S[0] if well else pause_s
+            if failures >= FAILURES or (code == 2 and not ready):
+                raise ChildFailed(code if code > 0 else 1, errors)
+            self.restarts += 1
+            await asyncio.sleep(pause_s * (0.5 + random() / 2))
+            pause_s = min(2 * pause_s, BACKOFF_S[1])
+
+    async def _once(self) -> tuple[int, bool, str]:
+        parent_read, parent_write = os.pipe()
+        ready_read, ready_write = os.pipe()
+        environment = {**os.environ, **self._environment, PARENT_FD: str(parent_read)}
+        passed = [parent_read]
+        if self._tells_ready:
+            environment[READY_FD] = str(ready_write)
+            passed.append(ready_write)
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-P", "-m", "bus.cli", *self._arguments,
+                stderr=asyncio.subprocess.PIPE, env=environment, pass_fds=passed, start_new_session=True,
+            )  # fmt: skip
+            os.close(parent_read)
+            os.close(ready_write)
+            passed.clear()
+            if self._stopping:
+                self.stop()
+            assert self._process.stderr is not None
+            errors = await _relay(self._process.stderr)
+            code = await self._process.wait()
+            return code, bool(_read_now(ready_read)), errors
+        finally:
+            if passed:
+                os.close(parent_read)
+                os.close(ready_write)
+            os.close(parent_write)
+            os.close(ready_read)
+
+    def stop(self) -> None:
+        """Ask it to finish what it has begun and leave; it is killed after 35 s."""
+        self._stopping = True
+        if self.pid is not None:
+            os.kill(self.pid, signal.SIGTERM)
+            asyncio.get_running_loop().call_later(KILL_AFTER_S, self.kill)
+
+    def kill(self) -> None:
+        """At once. Nothing is lost by it: what it held comes back."""
+        if self.pid is not None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+async def _relay(stream: asyncio.StreamReader) -> str:
+    """Pass its log on; keep the last line that is an error of ours."""
+    kept = ""
+    while line := await stream.readline():
+        sys.stderr.buffer.write(line)
+        sys.stderr.buffer.flush()
+        if line.startswith(b"crawlbus: "):
+            kept = line.decode(errors="replace").strip()
+    return kept
+
+
+def _read_now(fd: int) -> bytes:
+    os.set_blocking(fd, False)
+    try:
+        return os.read(fd, 1)
+    except BlockingIOError:
+        return b""

@@ -1,0 +1,136 @@
+"""`crawl`: one command from a spider or a URL to stored items, in this process or with a fleet of children."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from bus.errors import Misconfigured
+from bus.registry import connect_state
+from bus.settings import Settings, job_name, state_url
+from bus.state import JobState, JobStatus
+from bus.url import hide_secrets, scheme
+from spiders.children import Child, ChildFailed
+from spiders.fleet import Fleet
+from spiders.run import project_settings, run_worker, spider_class
+from spiders.sinks import SinkBeside, consumer_child
+
+__all__ = ["Crawl", "CrawlResult"]
+
+DEFAULT_SINK = "sqlite:///crawlbus-items.db"
+
+
+@dataclass(slots=True)
+class CrawlResult:
+    """How a crawl went. `status` is None where the job was not even begun."""
+
+    code: int
+    status: JobStatus | None
+    elapsed_s: float = 0.0
+    begun: bool = True
+    errors: str = ""
+
+
+@dataclass(slots=True)
+class Crawl:
+    """What `crawlbus crawl` was told. `target` is a spider's name or a URL."""
+
+    target: str
+    settings: Settings
+    workers: int = 1
+    forever: bool = False
+    restart: bool = False
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    on_look: Callable[[JobStatus], None] = lambda status: None
+
+    def __post_init__(self) -> None:
+        if scheme(self.settings.bus) == "memory" and self.workers > 1:
+            raise Misconfigured("a memory:// bus lives in one process: use --workers 1, or --bus sqlite:///crawlbus.db")
+
+    @property
+    def is_url(self) -> bool:
+        return "://" in self.target
+
+    @property
+    def job(self) -> str:
+        """The job's name: as told, else the spider's name, for a URL its host and port."""
+        if self.settings.job is not None:
+            return self.settings.job
+        return job_name(urlsplit(self.target).netloc.rpartition("@")[2] if self.is_url else self.target)
+
+    @property
+    def sink(self) -> str | None:
+        """Where items go: as told; a URL crawled with neither bus nor sink set anywhere has a default."""
+        settings = self.settings
+        bare = self.is_url and settings.origin("bus") == "default"
+        return settings.sink or (DEFAULT_SINK if bare else None)
+
+    def run(self) -> CrawlResult:
+        """To the job's end, or a signal. Raises `BusError`."""
+        if self.is_url and not urlsplit(self.target).scheme.startswith("http"):
+            raise Misconfigured(f"{hide_secrets(self.target)!r} cannot be crawled: give a URL of http or https")
+        spider = spider_class("site" if self.is_url else self.target, project_settings({}))
+        in_memory = scheme(self.settings.bus) == "memory"
+        if not in_memory and (finished := asyncio.run(self._prepare())) is not None:
+            return CrawlResult(0, finished, begun=False)
+        began_s = time.monotonic()
+        if self.workers > 1:
+            result = asyncio.run(self._fleet())
+        else:
+            settings = project_settings(self._scrapy_settings())
+            sink = SinkBeside(self.settings.bus, state_url(self.settings), self.sink, self.job) if self.sink else None
+            code, status = run_worker(spider, settings, self._spider_arguments(), sink)
+            result = CrawlResult(code, status)
+        result.elapsed_s = time.monotonic() - began_s
+        return result
+
+    async def _prepare(self) -> JobStatus | None:
+        """The status of a finished job that is not to be crawled anew, else None."""
+        state = await connect_state(state_url(self.settings))
+        try:
+            status = await state.status(self.job)
+            if status is not None and self.restart:
+                await state.restart(self.job)
+            elif status is not None and status.state is JobState.FINISHED and not self.forever:
+                return status
+            return None
+        finally:
+            await state.aclose()
+
+    async def _fleet(self) -> CrawlResult:
+        state = await connect_state(state_url(self.settings))
+        environment = {"CRAWLBUS_BUS": self.settings.bus, "CRAWLBUS_STATE": state_url(self.settings)}
+        try:
+            workers = [Child(self._child_arguments(), environment) for _ in range(self.workers)]
+            consumer = consumer_child(self.settings.bus, state_url(self.settings), self.sink, self.job) if self.sink else None
+            fleet = Fleet(workers, consumer, state, self.job, on_look=self.on_look)
+            try:
+                code, errors = await fleet.run(), ""
+            except ChildFailed as failed:
+                code, errors = failed.code, failed.errors
+            status = await state.status(self.job)
+            if code == 0 and status is not None and status.unaccounted:
+                code = 5
+            return CrawlResult(code, status, errors=errors)
+        finally:
+            await state.aclose()
+
+    def _child_arguments(self) -> list[str]:
+        words = ["crawl", self.target, "--job", self.job, "--as-worker"]
+        words += ["--forever"] if self.forever else []
+        for letter, values in (("-a", self.arguments), ("-s", self.overrides)):
+            for name, value in values.items():
+                words += [letter, f"{name}={value}"]
+        return words
+
+    def _scrapy_settings(self) -> dict[str, Any]:
+        ours = {"BUS_URL": self.settings.bus, "BUS_STATE": state_url(self.settings), "BUS_JOB": self.job}
+        return {**self.overrides, **ours, "BUS_FOREVER": self.forever}
+
+    def _spider_arguments(self) -> dict[str, str]:
+        return {**({"url": self.target} if self.is_url else {}), **self.arguments}

@@ -1,0 +1,129 @@
+"""Run one worker in this process, and say how it ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from scrapy import Spider, signals
+from scrapy.crawler import Crawler, CrawlerProcess
+from scrapy.settings import Settings as ScrapySettings
+from scrapy.spiderloader import get_spider_loader
+from scrapy.utils.project import get_project_settings
+
+from bus.errors import BusError, Misconfigured
+from bus.state import JobStatus
+from spiders.addon import BusAddon, addon_of
+from spiders.children import PARENT_FD, READY_FD
+from spiders.sinks import SinkBeside
+
+__all__ = ["project_settings", "run_worker", "spider_class"]
+
+BUILT_IN = {"demo": "spiders.demo.spider.DemoSpider", "site": "spiders.site.SiteSpider"}
+
+
+def project_settings(overrides: Mapping[str, Any]) -> ScrapySettings:
+    """The project's Scrapy settings with the add-on, and `overrides` as if given by `scrapy -s`."""
+    settings = get_project_settings()
+    addons = settings.getdict("ADDONS")
+    if not any(key is BusAddon or key in ("spiders.BusAddon", "spiders.addon.BusAddon") for key in addons):
+        settings.set("ADDONS", {**addons, BusAddon: 500}, priority="cmdline")
+    if (settings.getpriority("LOG_LEVEL") or 0) < 20:
+        settings.set("LOG_LEVEL", "INFO", priority="project")
+    for name, value in overrides.items():
+        settings.set(name, value, priority="cmdline")
+    return settings
+
+
+def spider_class(name: str, settings: ScrapySettings) -> type[Spider]:
+    """The spider of that name: the project's, or one that crawlbus brings. Raises `Misconfigured`."""
+    from scrapy.utils.misc import load_object
+
+    loader = get_spider_loader(settings)
+    try:
+        found: type[Spider] = loader.load(name)
+    except KeyError:
+        if name in BUILT_IN:
+            built_in: type[Spider] = load_object(BUILT_IN[name])
+            return built_in
+        known = ", ".join(sorted([*loader.list(), *BUILT_IN]))
+        raise Misconfigured(
+            f"there is no spider {name!r} here (known: {known}): run in the folder with scrapy.cfg, or give a URL"
+        ) from None
+    return found
+
+
+class _Process(CrawlerProcess):
+    """Knows that a second signal came."""
+
+    forced = False
+
+    def _signal_kill(self, signum: int, _: Any) -> None:
+        self.forced = True
+        super()._signal_kill(signum, _)
+
+
+def run_worker(
+    cls: type[Spider], settings: ScrapySettings, arguments: Mapping[str, str], sink: SinkBeside | None = None
+) -> tuple[int, JobStatus | None]:
+    """Crawl until the job ends or a signal comes; returns the exit code and how the job stood then.
+
+    Raises `BusError` where it could not begin.
+    """
+    process = _Process(settings)
+    crawler = process.create_crawler(cls)
+    errors: list[BaseException] = []
+    crawler.signals.connect(_tell_first_fetch(crawler), signals.request_reached_downloader, weak=False)
+    beside = sink.attach(crawler) if sink is not None else None
+    process.crawl(crawler, **arguments).addErrback(lambda failure: errors.append(failure.value))
+    _watch_parent()
+    process.start()
+    code = 130 if process.forced else _exit_code(crawler, errors)
+    worker = addon_of(crawler).worker
+    return code or (beside.code if beside is not None else 0), worker.last if worker is not None else None
+
+
+def _exit_code(crawler: Crawler, errors: list[BaseException]) -> int:
+    if errors:
+        if isinstance(errors[0], BusError):
+            raise errors[0]
+        logging.getLogger(__name__).error("the spider could not start: %s: %s", type(errors[0]).__name__, errors[0])
+        return 1
+    worker = addon_of(crawler).worker
+    if worker is None:
+        return 1
+    if worker.failed is not None:
+        return worker.failed.exit_code if isinstance(worker.failed, BusError) else 1
+    return worker.exit_code
+
+
+def _tell_first_fetch(crawler: Crawler) -> Any:
+    """The supervisor counts only workers that failed before their first fetch."""
+    fd = os.environ.get(READY_FD)
+
+    def told(**_: Any) -> None:
+        crawler.signals.disconnect(told, signals.request_reached_downloader)
+        if fd is not None:
+            os.write(int(fd), b"1")
+            os.close(int(fd))
+
+    return told
+
+
+def _watch_parent() -> None:
+    """Leave in good order when the supervisor is gone, whatever killed it."""
+    fd = os.environ.get(PARENT_FD)
+    if fd is None:
+        return
+
+    def watch() -> None:
+        os.read(int(fd), 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True, name="crawlbus-parent").start()
+
+

@@ -1,0 +1,78 @@
+"""`SinkBeside`: the consumer that runs beside a single worker, as a child, or in the process for a memory bus."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from scrapy import signals
+
+from bus.registry import load
+from bus.state import JobState
+from bus.url import scheme
+from spiders.addon import worker_of
+from spiders.children import Child, ChildFailed
+
+if TYPE_CHECKING:
+    from scrapy.crawler import Crawler
+
+__all__ = ["SinkBeside", "consumer_child"]
+
+
+class SinkBeside(NamedTuple):
+    """Drains the item log into `sink` while the worker crawls, and ends when it has drained."""
+
+    bus: str
+    state: str
+    sink: str
+    job: str
+
+    def attach(self, crawler: Crawler) -> _Running:
+        """Begin when the spider opens; the spider's end waits until all is stored."""
+        running = _Running(self)
+        crawler.signals.connect(running.opened, signals.spider_opened)
+        crawler.signals.connect(running.closed, signals.spider_closed)
+        return running
+
+
+class _Running:
+    def __init__(self, sink: SinkBeside) -> None:
+        self._sink = sink
+        self._child: Child | None = None
+        self._stop = asyncio.Event()
+        self._task: asyncio.Task[int] | None = None
+        self.code = 0
+        self.errors = ""
+
+    async def opened(self, **_: Any) -> None:
+        sink = self._sink
+        if scheme(sink.bus) == "memory":
+            consume: Callable[..., Awaitable[int]] = load("crawlbus.parts", "consume")
+            self._task = asyncio.ensure_future(consume(sink.bus, sink.state, sink.sink, sink.job, self._stop))
+        else:
+            self._child = consumer_child(sink.bus, sink.state, sink.sink, sink.job)
+            self._task = asyncio.ensure_future(self._child.run())
+
+    async def closed(self, spider: Any, reason: str, **_: Any) -> None:
+        if self._task is None:
+            return
+        worker = worker_of(spider.crawler)
+        if worker.last is None or worker.last.state not in (JobState.FINISHED, JobState.STOPPED):
+            self._leave()
+        try:
+            self.code = await self._task
+        except ChildFailed as failed:
+            self.code, self.errors = failed.code, failed.errors
+
+    def _leave(self) -> None:
+        self._stop.set()
+        if self._child is not None:
+            self._child.stop()
+
+
+def consumer_child(bus: str, state: str, sink: str, job: str) -> Child:
+    """`crawlbus consume` for one job, until it has drained."""
+    environment = {"CRAWLBUS_BUS": bus, "CRAWLBUS_STATE": state, "CRAWLBUS_SINK": sink}
+    arguments = ["consume", "--job", job, "--until-drained", "--wait", "3600"]
+    return Child(arguments, environment, final=frozenset({0, 4}), tells_ready=False)
