@@ -15,7 +15,12 @@ from bus.url import scheme, without_bus_options
 __all__ = ["EXTRAS", "Group", "connect_state", "connect_transport", "known", "load", "resolve"]
 
 Group: TypeAlias = Literal[
-    "crawlbus.transports", "crawlbus.states", "crawlbus.sinks", "crawlbus.commands", "crawlbus.settings", "crawlbus.parts"
+    "crawlbus.transports",
+    "crawlbus.states",
+    "crawlbus.sinks",
+    "crawlbus.commands",
+    "crawlbus.settings",
+    "crawlbus.parts",
 ]
 
 # The extra that brings the driver of a scheme. One that no entry point serves yet is planned.

@@ -36,13 +36,13 @@ def scrapy_project(directory: Path | None = None) -> Path | None:
 def shadows() -> list[Shadow]:
     """All such packages on the import path and in the Scrapy project around the working directory."""
     project = scrapy_project()
-    path = [Path(entry or ".").resolve() for entry in sys.path]
+    path = list(dict.fromkeys(Path(entry or ".").resolve() for entry in sys.path))
     if project is not None and project not in path:
         path.append(project)
     home = path.index(HOME) if HOME in path else len(path)
     return [
         Shadow(HOME / name, theirs, place < home)
-        for place, directory in enumerate(dict.fromkeys(path))
+        for place, directory in enumerate(path)
         if directory != HOME
         for name in PACKAGES
         for theirs in _modules(directory, name)
