@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
-from urllib.parse import urlsplit
 
 from adapters.sqlite.errors import is_busy, translate
 from bus.errors import BusError, Closed, Misconfigured
+from bus.url import file_path
 
 __all__ = ["Database", "path_of"]
 
@@ -30,12 +30,10 @@ _forked: list[Database] = []  # kept for ever: closing an inherited connection c
 
 def path_of(url: str) -> str:
     """The absolute path in `sqlite:///relative.db` or `sqlite:////absolute.db`; the query is not looked at."""
-    parts = urlsplit(url)
-    if parts.scheme != "sqlite" or parts.netloc or parts.path in ("", "/", "/:memory:"):
-        raise Misconfigured(
-            f"{url!r} names no file: write sqlite:///FILE, or sqlite:////DIR/FILE from the root"
-        )
-    return os.path.abspath(parts.path[1:])
+    path = file_path(url)
+    if path.name == ":memory:":
+        raise Misconfigured(f"{url!r} names no file: write sqlite:///FILE, or memory:// for a bus of one process")
+    return os.path.abspath(path)
 
 
 class _Call(NamedTuple):
