@@ -9,9 +9,14 @@ from __future__ import annotations
 from bus.testing.state_frontier import FrontierChecks
 from bus.testing.state_jobs import JobChecks
 from bus.testing.state_leases import LeaseChecks
+from bus.testing.state_processes import ProcessChecks
 
-__all__ = ["StateConformance"]
+__all__ = ["SharedStateConformance", "StateConformance"]
 
 
 class StateConformance(FrontierChecks, JobChecks, LeaseChecks):
     """For every state; of one that processes share, `SharedStateConformance` asks more."""
+
+
+class SharedStateConformance(StateConformance, ProcessChecks):
+    """For a state that is shared between processes."""
