@@ -39,9 +39,7 @@ class Batcher:
         """Seconds until the batch is old enough to be written; None while it is empty."""
         return None if self._since is None else self._since + self._max_age_s - now
 
-    def add(
-        self, delivery: Delivery, records: Sequence[ItemRecord], now: float, *, skip: int = 0
-    ) -> Iterator[Batch]:
+    def add(self, delivery: Delivery, records: Sequence[ItemRecord], now: float, *, skip: int = 0) -> Iterator[Batch]:
         """Take one message, without its first `skip` items; yields each batch that it fills."""
         partition, offset, id = delivery.partition, delivery.offset, delivery.message.id
         share = len(delivery.message.body) / max(len(records), 1)
@@ -62,9 +60,7 @@ class Batcher:
         """Take a message that cannot be read."""
         message = delivery.message
         self._touch(now)
-        self._batch.rejects.append(
-            Reject(delivery.position, reason, message.id, message.headers, message.body)
-        )
+        self._batch.rejects.append(Reject(delivery.position, reason, message.id, message.headers, message.body))
         self._bytes += len(message.body)
         yield from self._end_of(delivery, now)
 
@@ -91,10 +87,7 @@ class Batcher:
 
     @property
     def _full(self) -> bool:
-        return (
-            len(self._batch.entries) + len(self._batch.rejects) >= self._max_items
-            or self._bytes >= self._max_bytes
-        )
+        return len(self._batch.entries) + len(self._batch.rejects) >= self._max_items or self._bytes >= self._max_bytes
 
     def _touch(self, now: float) -> None:
         if self._since is None:

@@ -21,7 +21,7 @@ from consumers.sink import Batch, Gap, Sink, SinkUnavailable, Written
 
 __all__ = ["ConsumeOptions", "ConsumeResult", "Ended", "consume"]
 
-log = logging.getLogger("crawlbus.consume")
+log = logging.getLogger(__name__)
 
 LOOK_S = 0.1  # how often the state is asked whether the jobs have ended
 IDLE_S = 0.25  # the longest that one `receive` waits: how soon a stop is noticed
@@ -83,7 +83,8 @@ async def consume(
 ) -> ConsumeResult:
     """Store the item log in the sink, until `stop` is set or the options say so. Closes none of its arguments.
 
-    While the bus or the sink is not reachable it waits and goes on. Raises `Fenced`, `LogGap`, `StorageFailed`,
+    While the bus or the sink is not reachable it waits and goes on; told to end meanwhile, it raises what it waits
+    for (`ConnectionLost`, `SinkUnavailable`). Raises `Fenced`, `LogGap`, `StorageFailed`,
     `Misconfigured`, `Unsupported`; what the sink has stored by then stays, and a new call goes on from there.
     The state is only read, and given the number of items stored; without one, `until_drained` is refused.
     """
@@ -127,9 +128,7 @@ class _Consumer:
                 if self._result.batches > batches:
                     pauses.over()
                 if not await pauses.next(error):
-                    log.warning("ended while it waited; what is not stored stays in the log")
-                    self._result.ended = self._told_to_end() or Ended.STOPPED
-                    return self._result
+                    raise
             except LogReplaced as replaced:
                 self._replaced |= {replaced.partition}
 
@@ -189,9 +188,7 @@ class _Consumer:
 
     # reading
 
-    async def _read(
-        self, reader: LogReader, subscription: Subscription, batches: asyncio.Queue[Batch | None]
-    ) -> None:
+    async def _read(self, reader: LogReader, subscription: Subscription, batches: asyncio.Queue[Batch | None]) -> None:
         try:
             while (ended := await self._has_ended(reader)) is None:
                 await self._read_once(reader, subscription, batches)

@@ -70,11 +70,7 @@ class LogReader:
             self._begin_partition(progress, lag, now)
         for partition, first in (lag.first or {}).items():
             self._read.setdefault(partition, first)
-        return (
-            [Position(partition, offset) for partition, offset in sorted(self._read.items())]
-            if stored
-            else []
-        )
+        return [Position(partition, offset) for partition, offset in sorted(self._read.items())] if stored else []
 
     def _begin_partition(self, progress: Progress, lag: Lag, now: float) -> None:
         start, partition = progress.next, progress.next.partition

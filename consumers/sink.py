@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 from bus.errors import BusError, Misconfigured, TransportError
 from bus.items import ItemRecord
 from bus.message import Delivery, HeaderValue, Position
-from bus.url import hide_secrets
+from bus.registry import load
+from bus.url import hide_secrets, scheme
 
 __all__ = [
     "Batch",
@@ -22,6 +23,7 @@ __all__ = [
     "SinkUnavailable",
     "Written",
     "refuse_unknown",
+    "sink_of",
 ]
 
 
@@ -126,3 +128,8 @@ def refuse_unknown(url: str, options: Iterable[str], known: Set[str]) -> None:
         if option not in known:
             have = ", ".join(sorted(known)) or "none"
             raise Misconfigured(f"the sink {hide_secrets(url)} has no option {option!r}; it has: {have}")
+
+
+def sink_of(url: str) -> Sink:
+    """The sink of a URL, not open yet. Raises `Misconfigured` for a scheme that is not known, or a bad URL."""
+    return cast(Sink, load("crawlbus.sinks", scheme(url)).from_url(url))

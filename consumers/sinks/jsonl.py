@@ -71,9 +71,7 @@ class JsonlSink:
         try:
             return await self._thread.call(function, *args, **kwargs)
         except OSError as error:
-            raise StorageFailed(
-                f"the sink {self._path} cannot be written: {error.strerror or error}"
-            ) from None
+            raise StorageFailed(f"the sink {self._path} cannot be written: {error.strerror or error}") from None
 
     # what runs in the thread
 
@@ -113,10 +111,7 @@ class JsonlSink:
                 ledger["quarantine"] = self._set_aside(rejects, ledger["quarantine"])
             ledger["gaps"] += [self._gap(gap) for gap in batch.gaps]
             mine["topics"].setdefault(self._topic, {}).update(
-                {
-                    str(p): [at.next.offset, at.next.index, clean_text(at.message)]
-                    for p, at in batch.progress.items()
-                }
+                {str(p): [at.next.offset, at.next.index, clean_text(at.message)] for p, at in batch.progress.items()}
             )
             self._save(ledger)
         return Written(len(rows), len(rejects))
@@ -205,9 +200,7 @@ class JsonlSink:
 
 
 def _line(row: Row) -> bytes:
-    head = json.dumps(
-        dict(zip(COLUMNS[:-1], row[:-1], strict=True)), ensure_ascii=False, separators=(",", ":")
-    )
+    head = json.dumps(dict(zip(COLUMNS[:-1], row[:-1], strict=True)), ensure_ascii=False, separators=(",", ":"))
     return f'{head[:-1]},"data":{row.data}}}\n'.encode()
 
 

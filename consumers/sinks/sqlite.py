@@ -116,12 +116,8 @@ class SqliteSink:
     def _open(self) -> None:
         self._close()
         if not self._path.parent.is_dir():
-            raise StorageFailed(
-                f"the sink {self._path} cannot be made: there is no directory {self._path.parent}"
-            )
-        db = sqlite3.connect(
-            self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-        )
+            raise StorageFailed(f"the sink {self._path} cannot be made: there is no directory {self._path.parent}")
+        db = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         self._connection = db
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
@@ -135,8 +131,7 @@ class SqliteSink:
         columns = [row[1] for row in db.execute(f'PRAGMA table_info("{self._table}")')]
         if not set(COLUMNS) <= set(columns):
             raise Misconfigured(
-                f"the table {self._table} of {self._path} has other columns than an item:"
-                " name another by ?table="
+                f"the table {self._table} of {self._path} has other columns than an item: name another by ?table="
             )
         (self._epoch,) = db.execute(_TAKE_OVER, self._who).fetchone()
 
@@ -170,9 +165,7 @@ class SqliteSink:
         )
         return Written(len(rows) - len(refused), len(rejects))
 
-    def _insert(
-        self, db: sqlite3.Connection, rows: Sequence[tuple[Position, Row]]
-    ) -> list[tuple[Position, str]]:
+    def _insert(self, db: sqlite3.Connection, rows: Sequence[tuple[Position, Row]]) -> list[tuple[Position, str]]:
         """Insert all that the table takes, halving what it refuses (a CHECK or a trigger of the user's)."""
         if not rows:
             return []
@@ -223,9 +216,7 @@ class SqliteSink:
         )
 
     def _check_epoch(self, db: sqlite3.Connection) -> None:
-        row = db.execute(
-            "SELECT epoch FROM sink_consumers WHERE consumer = ? AND target = ?", self._who
-        ).fetchone()
+        row = db.execute("SELECT epoch FROM sink_consumers WHERE consumer = ? AND target = ?", self._who).fetchone()
         if row is None or row[0] != self._epoch:
             raise Fenced(f"another consumer named {self._who[0]!r} has taken over the sink {self._path}")
 
@@ -248,9 +239,7 @@ class SqliteSink:
         except OSError:
             info = None
         if info is None or (info.st_dev, info.st_ino) != self._inode:
-            raise StorageFailed(
-                f"the sink {self._path} was moved, deleted or replaced while it was written to"
-            )
+            raise StorageFailed(f"the sink {self._path} was moved, deleted or replaced while it was written to")
 
     def _db(self) -> sqlite3.Connection:
         if self._connection is None:

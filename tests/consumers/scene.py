@@ -25,9 +25,7 @@ TOPIC = "crawlbus.items"
 def record(number: int, data: dict[str, Any] | None = None, *, job: str = "shop") -> ItemRecord:
     """The `number`-th item of a job."""
     url = f"https://shop.example/{number}"
-    return ItemRecord(
-        item_id(job, b"page", number), job, "shop", 1, url, 1.8e9 + number, data or {"number": number}
-    )
+    return ItemRecord(item_id(job, b"page", number), job, "shop", 1, url, 1.8e9 + number, data or {"number": number})
 
 
 def batch_of(records: Iterable[ItemRecord], *, start: int = 0, partition: int = 0) -> Batch:

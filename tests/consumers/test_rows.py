@@ -96,12 +96,8 @@ def test_a_time_that_is_none_is_quarantined(at: float) -> None:
 
 def test_times_are_utc_and_sort_as_text() -> None:
     assert utc_text(0) == "1970-01-01T00:00:00.000000Z"
-    assert (
-        utc_text(datetime(2026, 11, 21, 12, 0, 0, 250_000, UTC).timestamp()) == "2026-11-21T12:00:00.250000Z"
-    )
-    assert sorted(utc_text(t) for t in (1e9, 1e9 + 0.5, 1e9 + 1)) == [
-        utc_text(t) for t in (1e9, 1e9 + 0.5, 1e9 + 1)
-    ]
+    assert utc_text(datetime(2026, 11, 21, 12, 0, 0, 250_000, UTC).timestamp()) == "2026-11-21T12:00:00.250000Z"
+    assert sorted(utc_text(t) for t in (1e9, 1e9 + 0.5, 1e9 + 1)) == [utc_text(t) for t in (1e9, 1e9 + 0.5, 1e9 + 1)]
 
 
 def test_text_columns_hold_no_lone_surrogates() -> None:

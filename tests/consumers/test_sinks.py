@@ -140,17 +140,13 @@ def test_quarantine_and_gaps_are_stored_with_the_rest(kind: str, tmp_path: Path)
     if kind == "sqlite":
         path = tmp_path / "items.sqlite"
         assert [row["data"]["number"] for row in sqlite_items(path)] == [1, 3]
-        found = query(
-            path, 'SELECT "offset", reason, message, content FROM sink_quarantine ORDER BY "offset"'
-        )
+        found = query(path, 'SELECT "offset", reason, message, content FROM sink_quarantine ORDER BY "offset"')
         assert [row[0] for row in found] == [1, 9]  # the second write of the same is no second row
         assert "4,300 digits" in found[0][1] and found[1][1:] == ("not items\ufffd", "m9\ufffd", b"\x00body")
         assert query(path, 'SELECT asked, first, "end" FROM sink_gaps')[0] == ("0/3", "0/8", "0/12")
     else:
         lines = [json.loads(x) for x in (tmp_path / "items.jsonl.quarantine").read_text().splitlines()]
-        assert [line["position"] for line in lines[:2]] == ["0/1", "0/9"] and lines[1][
-            "content"
-        ] == "AGJvZHk="
+        assert [line["position"] for line in lines[:2]] == ["0/1", "0/9"] and lines[1]["content"] == "AGJvZHk="
         assert json.loads((tmp_path / "items.jsonl.progress").read_text())["gaps"][0]["first"] == "0/8"
 
 
@@ -186,9 +182,7 @@ def test_the_table_is_as_documented_and_durable(tmp_path: Path) -> None:
     assert query(path, "SELECT json_valid(data), typeof(data) FROM items") == [(1, "text")]
 
 
-def test_a_lost_lock_is_an_outage_and_nothing_is_stored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_lock_is_an_outage_and_nothing_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consumers.sinks.sqlite, "BUSY_TIMEOUT_S", 0.05)
     monkeypatch.setattr(consumers.sinks.jsonl, "LOCK_TIMEOUT_S", 0.05)
 
@@ -263,9 +257,7 @@ def test_zstd_frames_make_one_file(tmp_path: Path) -> None:
     with path.open("ab") as file:
         file.write(b"\x28\xb5\x2f\xfd half a frame")
     asyncio.run(fill(JsonlSink(path), batch_of([record(3)], start=2)))
-    with zstandard.ZstdDecompressor().stream_reader(
-        path.open("rb"), read_across_frames=True, closefd=True
-    ) as text:
+    with zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True, closefd=True) as text:
         assert [json.loads(line)["data"]["number"] for line in text.read().splitlines()] == [1, 2, 3]
 
 
@@ -378,9 +370,7 @@ def in_child(kind: str, directory: Path, limit: int = 0, user: str = "") -> str:
 
 
 @KINDS
-def test_a_full_disk_stores_whole_batches_only_and_goes_on_when_there_is_room(
-    kind: str, tmp_path: Path
-) -> None:
+def test_a_full_disk_stores_whole_batches_only_and_goes_on_when_there_is_room(kind: str, tmp_path: Path) -> None:
     verdict, count, says = in_child(kind, tmp_path, limit=200_000).split(maxsplit=2)
     assert verdict == "failed" and "cannot be written" in says
     assert 0 < int(count) < 200
