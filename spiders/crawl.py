@@ -16,7 +16,8 @@ from bus.state import JobState, JobStatus
 from bus.url import hide_secrets, scheme
 from spiders.children import Child, ChildFailed
 from spiders.fleet import Fleet
-from spiders.run import project_settings, run_worker, spider_class
+from spiders.project import project_settings, spider_class
+from spiders.run import run_worker
 from spiders.sinks import SinkBeside, consumer_child
 
 __all__ = ["Crawl", "CrawlResult"]
@@ -46,6 +47,7 @@ class Crawl:
     restart: bool = False
     arguments: Mapping[str, str] = field(default_factory=dict)
     overrides: Mapping[str, str] = field(default_factory=dict)
+    as_worker: bool = False  # a child of a fleet: it joins, whatever the job's state, and stores nothing
     on_look: Callable[[JobStatus], None] = lambda status: None
 
     def __post_init__(self) -> None:
@@ -67,6 +69,8 @@ class Crawl:
     def sink(self) -> str | None:
         """Where items go: as told; a URL crawled with neither bus nor sink set anywhere has a default."""
         settings = self.settings
+        if self.as_worker:
+            return None
         bare = self.is_url and settings.origin("bus") == "default"
         return settings.sink or (DEFAULT_SINK if bare else None)
 
@@ -76,7 +80,7 @@ class Crawl:
             raise Misconfigured(f"{hide_secrets(self.target)!r} cannot be crawled: give a URL of http or https")
         spider = spider_class("site" if self.is_url else self.target, project_settings({}))
         in_memory = scheme(self.settings.bus) == "memory"
-        if not in_memory and (finished := asyncio.run(self._prepare())) is not None:
+        if not (in_memory or self.as_worker) and (finished := asyncio.run(self._prepare())) is not None:
             return CrawlResult(0, finished, begun=False)
         began_s = time.monotonic()
         if self.workers > 1:

@@ -70,6 +70,7 @@ class Follower:
             meta, priority = dict(probe.meta), probe.priority
         source = response.url if response is not None else ""
         templates = _Templates(self._codec, links, meta, priority, self._referrer_of(links, response))
+        templates.check()
         found: list[tuple[bytes, Link]] = []
         duplicates = 0
         page_of, add = self._pages.of_url, self._seen.add
@@ -82,6 +83,16 @@ class Follower:
             else:
                 duplicates += 1
         return found, duplicates
+
+    def one_by_one(self, links: Links, response: Response | None) -> list[tuple[bytes, Link]]:
+        """As single Requests, without the rules: for links whose template cannot travel."""
+        source = response.url if response is not None else ""
+        found = []
+        for request in links.requests(response):
+            page = self._pages.of_url(request.url)
+            if self._seen.add(page):
+                found.append((page, Link(request.url, request.priority, source, request=request)))
+        return found
 
     def _allowed(self, url: str, meta: dict[str, Any]) -> bool:
         if self._max_url is not None and len(url) > self._max_url:
@@ -137,25 +148,25 @@ class _Templates:
         self._referrer = referrer
         self._known: dict[str | None, tuple[int, bytes]] = {}
 
+    def check(self) -> None:
+        """Can these links travel at all? Before any of them is entered as seen."""
+        self._codec.template(self._fields(None))
+
     def of(self, url: str) -> tuple[int, bytes]:
         referrer = self._referrer(url)
         template = self._known.get(referrer)
         if template is None:
-            links = self._links
-            headers: dict[str, Any] = dict(links.headers or {})
-            if referrer is not None:
-                headers["Referer"] = referrer
-            fields = {
-                "callback": links.callback, "errback": links.errback, "meta": self._meta,
-                "cb_kwargs": links.cb_kwargs or {}, "headers": headers, "priority": self._priority,
-            }  # fmt: skip
-            try:
-                template = self._codec.template(fields)
-            except CodecError as error:
-                name = getattr(links.callback, "__name__", "parse")
-                raise CodecError(f"{error.reason} (in Links for {name}())", error.path) from None
+            template = self._codec.template(self._fields(referrer))
             self._known[referrer] = template
         return template
+
+    def _fields(self, referrer: str | None) -> dict[str, Any]:
+        links = self._links
+        headers = {**(links.headers or {}), **({} if referrer is None else {"Referer": referrer})}
+        return {
+            "callback": links.callback, "errback": links.errback, "meta": self._meta,
+            "cb_kwargs": links.cb_kwargs or {}, "headers": headers, "priority": self._priority,
+        }  # fmt: skip
 
 
 def _origin(url: str) -> str:

@@ -30,7 +30,8 @@ class RequestCodec:
     def __init__(self, spider: Spider, job: str, run: int) -> None:
         self._spider = spider
         self._methods = dict(_own_methods(type(spider)))
-        self._names = {function: name for name, function in reversed(self._methods.items())}
+        self._names = {function: name for name, function in self._methods.items()}
+        self._names |= {function: name for name, function in self._methods.items() if function.__name__ == name}
         self._classes: dict[str, type[Request]] = {}
         self._headers: Headers = {
             "content-type": REQUEST, "schema": SCHEMA, "job": job, "spider": spider.name, "run": run,

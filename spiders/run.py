@@ -12,50 +12,14 @@ from typing import Any
 from scrapy import Spider, signals
 from scrapy.crawler import Crawler, CrawlerProcess
 from scrapy.settings import Settings as ScrapySettings
-from scrapy.spiderloader import get_spider_loader
-from scrapy.utils.project import get_project_settings
 
-from bus.errors import BusError, Misconfigured
+from bus.errors import BusError
 from bus.state import JobStatus
-from spiders.addon import BusAddon, addon_of
+from spiders.addon import addon_of
 from spiders.children import PARENT_FD, READY_FD
 from spiders.sinks import SinkBeside
 
-__all__ = ["project_settings", "run_worker", "spider_class"]
-
-BUILT_IN = {"demo": "spiders.demo.spider.DemoSpider", "site": "spiders.site.SiteSpider"}
-
-
-def project_settings(overrides: Mapping[str, Any]) -> ScrapySettings:
-    """The project's Scrapy settings with the add-on, and `overrides` as if given by `scrapy -s`."""
-    settings = get_project_settings()
-    addons = settings.getdict("ADDONS")
-    if not any(key is BusAddon or key in ("spiders.BusAddon", "spiders.addon.BusAddon") for key in addons):
-        settings.set("ADDONS", {**addons, BusAddon: 500}, priority="cmdline")
-    if (settings.getpriority("LOG_LEVEL") or 0) < 20:
-        settings.set("LOG_LEVEL", "INFO", priority="project")
-    for name, value in overrides.items():
-        settings.set(name, value, priority="cmdline")
-    return settings
-
-
-def spider_class(name: str, settings: ScrapySettings) -> type[Spider]:
-    """The spider of that name: the project's, or one that crawlbus brings. Raises `Misconfigured`."""
-    from scrapy.utils.misc import load_object
-
-    loader = get_spider_loader(settings)
-    try:
-        found: type[Spider] = loader.load(name)
-    except KeyError:
-        if name in BUILT_IN:
-            built_in: type[Spider] = load_object(BUILT_IN[name])
-            return built_in
-        known = ", ".join(sorted([*loader.list(), *BUILT_IN]))
-        raise Misconfigured(
-            f"there is no spider {name!r} here (known: {known}): run in the folder with scrapy.cfg, or give a URL"
-        ) from None
-    return found
-
+__all__ = ["run_worker"]
 
 class _Process(CrawlerProcess):
     """Knows that a second signal came."""
@@ -74,6 +38,7 @@ def run_worker(
 
     Raises `BusError` where it could not begin.
     """
+    logging.getLogger().handlers.clear()  # Scrapy brings its own
     process = _Process(settings)
     crawler = process.create_crawler(cls)
     errors: list[BaseException] = []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from scrapy import Request, signals
 
-from bus.errors import BusError, Misconfigured
+from bus.errors import BusError, CodecError, Misconfigured
 from bus.lanes import LaneReader
 from bus.message import new_id
 from bus.registry import connect_state, connect_transport
@@ -283,7 +283,10 @@ class Worker:
     async def follow(self, links: Links, response: Response | None) -> None:
         """Take all links of a page at once; waits while the outbox is full."""
         await self.outbox.room()
-        found, duplicates = self.follower.follow(links, response)
+        try:
+            found, duplicates = self.follower.follow(links, response)
+        except CodecError:  # each of them is a dead letter then, as single requests would be
+            found, duplicates = self.follower.one_by_one(links, response), 0
         self.outbox.links(found)
         self.refused(duplicates)
         self.ended = False
@@ -320,7 +323,7 @@ class Worker:
 
     async def alone(self) -> None:
         """Wait until nothing of this process is begun."""
-        while not self.idle:
+        while self._unacked or self.ready:
             self.outbox.hurry()
             self._quiet.clear()
             await self._quiet.wait()

@@ -1,0 +1,55 @@
+"""The Scrapy project around the working directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from scrapy import Spider
+from scrapy.settings import SETTINGS_PRIORITIES
+from scrapy.settings import Settings as ScrapySettings
+from scrapy.spiderloader import get_spider_loader
+from scrapy.utils.misc import load_object
+from scrapy.utils.project import get_project_settings
+
+from bus.errors import Misconfigured
+
+__all__ = ["bus_settings", "project_settings", "spider_class"]
+
+BUILT_IN = {"demo": "spiders.demo.spider.DemoSpider", "site": "spiders.site.SiteSpider"}
+
+
+def bus_settings() -> dict[str, object]:
+    """The project's settings that begin with BUS_."""
+    settings = get_project_settings()
+    return {name: settings[name] for name in settings if isinstance(name, str) and name.startswith("BUS_")}
+
+
+def project_settings(overrides: Mapping[str, Any]) -> ScrapySettings:
+    """The project's settings with the add-on, and `overrides` as if given by `scrapy -s`."""
+    from spiders.addon import BusAddon
+
+    settings = get_project_settings()
+    addons = settings.getdict("ADDONS")
+    if not any(key is BusAddon or key in ("spiders.BusAddon", "spiders.addon.BusAddon") for key in addons):
+        settings.set("ADDONS", {**addons, BusAddon: 500}, priority="cmdline")
+    if (settings.getpriority("LOG_LEVEL") or 0) < SETTINGS_PRIORITIES["project"]:
+        settings.set("LOG_LEVEL", "INFO", priority="project")
+    for name, value in overrides.items():
+        settings.set(name, value, priority="cmdline")
+    return settings
+
+
+def spider_class(name: str, settings: ScrapySettings) -> type[Spider]:
+    """The spider of that name: the project's, or one that crawlbus brings. Raises `Misconfigured`."""
+    loader = get_spider_loader(settings)
+    try:
+        found: type[Spider] = loader.load(name)
+    except KeyError:
+        if name not in BUILT_IN:
+            known = ", ".join(sorted([*loader.list(), *BUILT_IN]))
+            raise Misconfigured(
+                f"there is no spider {name!r} here (known: {known}): run in the folder with scrapy.cfg, or give a URL"
+            ) from None
+        found = load_object(BUILT_IN[name])
+    return found
