@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from importlib import import_module
 
 from bus.state import Job, State
@@ -35,12 +36,15 @@ async def churn(state: State, job: Job, count: float) -> None:
     say("done")
 
 
+DEEDS: dict[str, Callable[..., Awaitable[None]]] = {"hold": hold, "churn": churn}
+
+
 async def main(where: str, url: str, deed: str, name: str, *numbers: str) -> None:
     module, _, cls = where.partition(":")
     state: State = await getattr(import_module(module), cls).connect(url)
     try:
         job = (await state.join(name, spider="child")).job
-        await {"hold": hold, "churn": churn}[deed](state, job, *map(float, numbers))
+        await DEEDS[deed](state, job, *map(float, numbers))
     finally:
         await state.aclose()
 
