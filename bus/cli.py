@@ -200,7 +200,7 @@ def _log_to_stderr(verbose: bool) -> None:
     logging.basicConfig(
         stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING
     )
-    for package in PACKAGES:
+    for package in ("crawlbus", *PACKAGES):
         logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.INFO)
 
 

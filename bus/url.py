@@ -10,7 +10,16 @@ from urllib.parse import parse_qsl, urlencode
 from bus.errors import Misconfigured
 from bus.topic import RETENTION_S
 
-__all__ = ["BusOptions", "bus_options", "file_path", "hide_secrets", "query", "scheme", "without_bus_options"]
+__all__ = [
+    "BusOptions",
+    "bus_options",
+    "file_path",
+    "hide_secrets",
+    "missing_file",
+    "query",
+    "scheme",
+    "without_bus_options",
+]
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://")
 _PREFIX = re.compile(r"[A-Za-z0-9._-]{0,64}")
@@ -52,6 +61,11 @@ def file_path(url: str) -> Path:
             "for a path in this directory, four for an absolute one"
         )
     return Path(path)
+
+
+def missing_file(url: str) -> bool:
+    """Is this a SQLite file that is not there? Who only looks can tell without making it."""
+    return scheme(url) == "sqlite" and not file_path(url).exists()
 
 
 def bus_options(url: str) -> BusOptions:

@@ -1,0 +1,195 @@
+"""`crawlbus doctor`: is everything that the settings name there and in order? If not: what mends it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Protocol
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from bus.cli import Call, common, setting
+from bus.errors import BusError, Misconfigured
+from bus.registry import EXTRAS, connect_state, connect_transport, known, load
+from bus.settings import Settings, state_url
+from bus.shadows import shadows
+from bus.url import file_path, hide_secrets, missing_file, scheme
+
+__all__ = ["doctor"]
+
+OK, NOTE, FAULT = "ok", "note", "fault"
+CONFIGURATION, NOT_REACHABLE = 2, 3
+CONNECT_S = 10.0
+FREE_BYTES = 1 << 30
+SKEW_S = 5.0
+FILE_SCHEMES = {"sqlite", "jsonl", "parquet"}
+DRIVERS = {  # extra: distribution
+    "rabbitmq": "aio-pika",
+    "kafka": "aiokafka",
+    "redis": "redis",
+    "postgres": "psycopg",
+    "parquet": "pyarrow",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the answer. `exit_code` is 0 unless it is a fault."""
+
+    what: str
+    verdict: str
+    found: str
+    mend: str = ""
+    exit_code: int = 0
+
+
+class _Closes(Protocol):
+    async def aclose(self) -> None: ...
+
+
+@click.command()
+@setting("sink", "URL")
+@common
+def doctor(call: Call) -> int:
+    """Check that all is in order, and say how to mend what is not.
+
+    Looks at settings, bus, state, sink, directories, disk, clock, packages and drivers.
+    Exit code 2: a setting is wrong. 3: a system is not reachable.
+
+    \b
+    Example:
+      crawlbus doctor --bus sqlite:///crawlbus.db --sink sqlite:///items.db
+    """
+    findings = list(_findings(call))
+    table = Table(box=None, pad_edge=False, show_header=False)
+    colours = {OK: "green", NOTE: "yellow", FAULT: "red"}
+    for finding in findings:
+        text = Text(finding.found)
+        if finding.mend:
+            text.append(f"\n→ {finding.mend}", style="bold")
+        table.add_row(Text(finding.verdict, style=colours[finding.verdict]), finding.what, text)
+    checks = [{"what": f.what, "verdict": f.verdict, "found": f.found, "mend": f.mend} for f in findings]
+    call.answer({"checks": checks}, table)
+    return max(finding.exit_code for finding in findings)
+
+
+def _findings(call: Call) -> Iterator[Finding]:
+    yield _versions()
+    try:
+        settings = call.settings()
+    except Misconfigured as error:
+        yield Finding("settings", FAULT, str(error), exit_code=CONFIGURATION)
+        settings = None
+    if settings is not None:
+        yield from _systems(settings)
+    hidden = shadows()
+    for shadow in hidden:
+        yield Finding("packages", FAULT, str(shadow), f"rename {shadow.theirs}", CONFIGURATION)
+    if not hidden:
+        yield Finding("packages", OK, "no other package is named adapters, bus, consumers or spiders")
+    yield from _drivers()
+
+
+def _versions() -> Finding:
+    python, sqlite = platform.python_version(), sqlite3.sqlite_version
+    parts = [f"{name} {version(name)}" for name in ("crawlbus", "scrapy")]
+    return Finding(
+        "versions", OK, ", ".join([*parts, f"Python {python}", f"SQLite {sqlite}", platform.platform()])
+    )
+
+
+def _systems(settings: Settings) -> Iterator[Finding]:
+    """The bus, the state and the sink, and the directories of those that are files."""
+    yield _reach("bus", settings.bus, connect_transport)
+    try:
+        state = state_url(settings)
+    except Misconfigured as error:
+        yield Finding("state", FAULT, str(error), exit_code=CONFIGURATION)
+        state = settings.bus
+    else:
+        yield _reach("state", state, connect_state)
+    if settings.sink is None:
+        yield Finding("sink", NOTE, "no sink is set", "give --sink, for example sqlite:///items.db")
+    else:
+        yield _sink(settings.sink)
+    urls = [url for url in (settings.bus, state, settings.sink) if url and scheme(url) in FILE_SCHEMES]
+    try:
+        directories = dict.fromkeys(file_path(url).absolute().parent for url in urls)
+    except Misconfigured:
+        return  # said above
+    for directory in directories:
+        yield from _directory(directory)
+
+
+def _reach(what: str, url: str, connect: Callable[[str], Awaitable[_Closes]]) -> Finding:
+    shown = hide_secrets(url)
+
+    async def once() -> None:
+        async with asyncio.timeout(CONNECT_S):
+            await (await connect(url)).aclose()
+
+    try:
+        if missing_file(url):
+            return Finding(what, OK, f"{shown}: the file is not there yet and will be made")
+        asyncio.run(once())
+    except TimeoutError:
+        found = f"{shown} has not answered in {CONNECT_S:.0f} s"
+        return Finding(what, FAULT, found, f"start it, or set --{what}", NOT_REACHABLE)
+    except BusError as error:
+        code = NOT_REACHABLE if error.exit_code == NOT_REACHABLE else CONFIGURATION
+        return Finding(what, FAULT, hide_secrets(str(error)), f"see {shown}, or set --{what}", code)
+    return Finding(what, OK, f"{shown} answers")
+
+
+def _sink(url: str) -> Finding:
+    """A sink is not opened: that would take over from the consumer that writes to it now."""
+    shown = hide_secrets(url)
+    try:
+        load("crawlbus.sinks", scheme(url))(url)
+    except BusError as error:
+        return Finding("sink", FAULT, hide_secrets(str(error)), "set --sink", CONFIGURATION)
+    return Finding("sink", OK, f"{shown} is a sink that is known here")
+
+
+def _directory(directory: Path) -> Iterator[Finding]:
+    """May we write there, is there room, and does the file system's clock agree with ours?"""
+    try:
+        with tempfile.NamedTemporaryFile(dir=directory, prefix=".crawlbus-") as probe:
+            skew_s = os.fstat(probe.fileno()).st_mtime - time.time()
+    except OSError as error:
+        mend = "make it" if isinstance(error, FileNotFoundError) else "give yourself the right to write there"
+        found = f"{directory} cannot be written: {error.strerror}"
+        yield Finding("directory", FAULT, found, f"{mend}, or choose another place", NOT_REACHABLE)
+        return
+    yield Finding("directory", OK, f"{directory} can be written")
+    free_bytes = shutil.disk_usage(directory).free
+    found = f"{free_bytes / (1 << 30):,.1f} GiB free in {directory}"
+    low = free_bytes < FREE_BYTES
+    yield Finding("disk", NOTE if low else OK, found, "make room: a full disk stops the crawl" if low else "")
+    if abs(skew_s) > SKEW_S:
+        yield Finding("clock", NOTE, f"differs by {skew_s:+.0f} s from {directory}", "set both clocks by NTP")
+    else:
+        yield Finding("clock", OK, time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
+
+
+def _drivers() -> Iterator[Finding]:
+    served = {*known("crawlbus.transports"), *known("crawlbus.states"), *known("crawlbus.sinks")}
+    for extra, distribution in DRIVERS.items():
+        try:
+            yield Finding("driver", OK, f"{distribution} {version(distribution)}")
+        except PackageNotFoundError:
+            if used := sorted(served & {name for name, needs in EXTRAS.items() if needs == extra}):
+                schemes = ", ".join(f"{name}://" for name in used)
+                mend = f"for {schemes}: pip install 'crawlbus[{extra}]'"
+                yield Finding("driver", NOTE, f"{distribution} is not installed", mend)
