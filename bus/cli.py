@@ -68,12 +68,12 @@ class Call:
         return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
     def answer(self, data: object, *shown: RenderableType) -> None:
-        """`data` as one line of JSON if asked for, else what is `shown` to people."""
+        """`data` as one line of JSON if asked for, else what is `shown` to people; a string is shown as it is."""
         if self.as_json:
             click.echo(json.dumps(data, ensure_ascii=False))
         else:
-            for renderable in shown:
-                self.console.print(renderable)
+            for part in shown:
+                self.console.print(part, markup=False, soft_wrap=isinstance(part, str))
 
 
 class _SettingOption(click.Option):

@@ -156,7 +156,7 @@ def _sink(url: str) -> Finding:
     """A sink is not opened: that would take over from the consumer that writes to it now."""
     shown = hide_secrets(url)
     try:
-        load("crawlbus.sinks", scheme(url))(url)
+        load("crawlbus.sinks", scheme(url)).from_url(url)
     except BusError as error:
         return Finding("sink", FAULT, hide_secrets(str(error)), "set --sink", CONFIGURATION)
     return Finding("sink", OK, f"{shown} is a sink that is known here")
@@ -168,7 +168,7 @@ def _directory(directory: Path) -> Iterator[Finding]:
         with tempfile.NamedTemporaryFile(dir=directory, prefix=".crawlbus-") as probe:
             skew_s = os.fstat(probe.fileno()).st_mtime - time.time()
     except OSError as error:
-        mend = "make it" if isinstance(error, FileNotFoundError) else "give yourself the right to write there"
+        mend = "make yourself able to write there" if directory.is_dir() else "make it"
         found = f"{directory} cannot be written: {error.strerror}"
         yield Finding("directory", FAULT, found, f"{mend}, or choose another place", NOT_REACHABLE)
         return
