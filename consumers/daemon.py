@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 0.1  # how often the state is asked whether the jobs have ended
 IDLE_S = 0.25  # the longest that one `receive` waits: how soon a stop is noticed
-MAX_PAUSE_S = 30.0
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _OVER = {JobState.FINISHED, JobState.STOPPED}
 
@@ -44,9 +44,10 @@ class Ended(Enum):
 class ConsumeOptions:
     """What `crawlbus consume` is told. Times in seconds, sizes in bytes; None: no limit.
 
-    `name` is the consumer: its progress, and its fence. With `job`, only items of that job are stored, and the
-    progress is one of its own (`name:job`), so that no other item is passed over. `accept_gap`: where the log
-    does not hold what comes next, go on at the first that it holds, and record the gap in the sink.
+    `name` is the consumer, and its group on the bus. With `job`, only items of that job are stored; progress and
+    fence are then those of `name:job`, so that two jobs may be stored side by side, and no item is passed over.
+    `accept_gap`: where the log does not hold what comes next, go on at the first that it holds, and record the gap
+    in the sink.
     """
 
     name: str = "default"
@@ -64,7 +65,7 @@ class ConsumeOptions:
 
     @property
     def consumer(self) -> str:
-        """The name under which the sink and the bus know it."""
+        """The name under which the sink knows it."""
         return f"{self.name}:{self.job}" if self.job else self.name
 
 
@@ -139,12 +140,12 @@ class _Consumer:
             await self._sink.open(consumer, topic)
             self._opened = True
         stored = await self._sink.positions()
-        lag = await self._transport.lag(topic, group=consumer)
+        lag = await self._transport.lag(topic, group=self._options.name)
         reader = LogReader(self._batcher(), self._options.job, self._on_gap, self._replaced)
         start = reader.begin(stored, lag, self._time())
         prefetch = max(256, 4 * self._options.batch_items)  # a batch of single items, and those on their way
         subscription = await self._transport.subscribe(
-            topic, group=consumer, prefetch=prefetch, start=start or "earliest"
+            topic, group=self._options.name, prefetch=prefetch, start=start or "earliest"
         )
         try:
             await self._pump(reader, subscription)
@@ -252,7 +253,7 @@ class _Consumer:
             return None
 
     async def _log_end(self) -> Lag:
-        lag = await self._transport.lag(self._topic.name, group=self._options.consumer)
+        lag = await self._transport.lag(self._topic.name, group=self._options.name)
         if lag.end is None:
             raise Unsupported("this bus cannot tell where the item log ends: leave --until-drained out")
         return lag
@@ -293,7 +294,7 @@ class _Consumer:
             if self._state is not None:
                 stored = Counter(Job(entry.record.job, entry.record.run) for entry in batch.entries)
                 for job, count in stored.items():
-                    await self._state.mark(job, (), counts={f"items_stored:{self._options.consumer}": count})
+                    await self._state.mark(job, (), counts={f"items_stored:{self._options.name}": count})
         except BusError as error:
             log.debug("the progress was not told: %s", error)
 
@@ -311,7 +312,7 @@ class _Pauses:
         if not self._pause_s:
             self._began = self._time()
             log.warning("%s; waiting until it can go on", error)
-        self._pause_s = min(MAX_PAUSE_S, self._pause_s * 2 or 0.5)
+        self._pause_s = min(MAX_PAUSE_S, self._pause_s * 2 or FIRST_PAUSE_S)
         timeout_s = min(self._pause_s, self._deadline - self._time())
         try:
             await asyncio.wait_for(self._stop.wait(), max(0.0, timeout_s))
