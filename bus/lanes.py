@@ -87,6 +87,9 @@ class LaneReader:
         """What is there now. A lane that had nothing left is asked first, so that the others share the rest."""
         idle = [lane for lane in self._lanes if not lane.busy]
         busy = [lane for lane in self._lanes if lane.busy]
+        floor = min((lane.spent for lane in busy), default=max(lane.spent for lane in self._lanes))
+        for lane in idle:
+            lane.spent = max(lane.spent, floor)
         for lane, share in _shares(self._lanes, room) if idle else ():
             if lane in idle and share:
                 await self._take(lane, share)
@@ -117,8 +120,6 @@ class LaneReader:
                 raise result
 
     def _add(self, lane: _Lane, deliveries: Sequence[Delivery], asked: int) -> None:
-        if not lane.busy and deliveries:
-            lane.spent = max(lane.spent, min((other.spent for other in self._lanes if other.busy), default=0.0))
         lane.busy = len(deliveries) == asked
         lane.spent += len(deliveries) / lane.weight
         self._arrived.extend(deliveries)
