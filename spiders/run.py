@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from scrapy import Spider, signals
@@ -42,7 +42,7 @@ def run_worker(
     process = _Process(settings)
     crawler = process.create_crawler(cls)
     errors: list[BaseException] = []
-    crawler.signals.connect(_tell_first_fetch(crawler), signals.request_reached_downloader, weak=False)
+    crawler.signals.connect(_tell_first_fetch(), signals.request_reached_downloader, weak=False)
     beside = sink.attach(crawler) if sink is not None else None
     process.crawl(crawler, **arguments).addErrback(lambda failure: errors.append(failure.value))
     _watch_parent()
@@ -66,15 +66,14 @@ def _exit_code(crawler: Crawler, errors: list[BaseException]) -> int:
     return worker.exit_code
 
 
-def _tell_first_fetch(crawler: Crawler) -> Any:
+def _tell_first_fetch() -> Callable[..., None]:
     """The supervisor counts only workers that failed before their first fetch."""
-    fd = os.environ.get(READY_FD)
+    waiting = [int(fd)] if (fd := os.environ.get(READY_FD)) is not None else []
 
     def told(**_: Any) -> None:
-        crawler.signals.disconnect(told, signals.request_reached_downloader)
-        if fd is not None:
-            os.write(int(fd), b"1")
-            os.close(int(fd))
+        if waiting:
+            os.write(fd := waiting.pop(), b"1")
+            os.close(fd)
 
     return told
 
