@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -130,7 +131,6 @@ class _Commands(click.Group):
                 commands: list[click.Command] = resolve(point)
             except ImportError as error:
                 _say(f"a bug: the commands of {point.module} cannot be loaded: {error}")
-                log.debug("its traceback", exc_info=error)
                 continue
             found.update((str(command.name), command) for command in commands)
         return found
@@ -172,15 +172,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _tell(error: Exception) -> int:
-    cause = next(_leaves(error))
-    for leaf in _leaves(error):
-        if isinstance(leaf, BusError):
-            _say(str(leaf))
-            log.debug("its traceback", exc_info=leaf)
-            return leaf.exit_code
-    _say(f"a bug: {type(cause).__name__}: {cause} (-v shows the traceback)")
-    log.debug("its traceback", exc_info=error)
-    return 1
+    leaves = list(_leaves(error))
+    known = next((leaf for leaf in leaves if isinstance(leaf, BusError)), None)
+    if known is not None:
+        _say(str(known))
+    else:
+        _say(f"a bug: {type(leaves[0]).__name__}: {leaves[0]} (-v shows the traceback)")
+    if log.isEnabledFor(logging.DEBUG):
+        click.echo(hide_secrets("".join(traceback.format_exception(error))), err=True)
+    return 1 if known is None else known.exit_code
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
