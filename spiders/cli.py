@@ -224,12 +224,11 @@ def warm(call: Call, file: str, spider_name: str) -> int:
 
 
 @click.command()
-@click.option("--pages", default=1000, show_default=True, help="Product pages of the shop.")
 @common
-def demo(call: Call, pages: int) -> int:
+def demo(call: Call) -> int:
     """Crawl a small local shop with two workers into demo.sqlite, and show what happened. No server is needed.
 
-    Writes demo.sqlite (items) and demo.db (the bus) in this directory, over those of an earlier demo.
+    Writes demo.sqlite (items), demo.db (the bus) and demo.log in this directory, over those of an earlier demo.
 
     \b
     Example:
@@ -237,7 +236,7 @@ def demo(call: Call, pages: int) -> int:
     """
     from spiders.demo.command import run_demo
 
-    return run_demo(call, pages)
+    return run_demo(call)
 
 
 commands: list[click.Command] = [crawl, seed, dedup, demo]
