@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from bus.dead import Reason
 from bus.message import Delivery
@@ -24,7 +24,7 @@ class Fetch:
 
     __slots__ = (
         "alone", "attempt", "closes", "delivery", "exhausted", "failure", "is_start", "items", "lane",
-        "origin", "page", "repeats", "request", "retry_delay_s", "scraped",
+        "origin", "page", "repeats", "request", "retry_delay_s", "handler",
     )  # fmt: skip
 
     def __init__(self, delivery: Delivery, page: bytes, *, alone: bool = False) -> None:
@@ -41,7 +41,7 @@ class Fetch:
         self.repeats: dict[bytes, int] | None = (
             None  # fingerprint -> how often a `dont_filter` request had it
         )
-        self.scraped = False  # its callback or errback was called: what comes is a link, not a redirect
+        self.handler: Literal["callback", "errback"] | None = None  # called already: what comes is a link, no redirect
         self.exhausted: str | None = None  # a status worth a retry came back after the last attempt
         self.failure: tuple[Reason, str] | None = None
         self.retry_delay_s: float | None = None

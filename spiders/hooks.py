@@ -73,7 +73,7 @@ class Hooks:
             if isinstance(error, CloseSpider):
                 self._on_close(error.reason or "cancelled")
             elif fetch is not None:
-                fetch.fail("errback" if isinstance(response, Failure) else "callback", _describe(failure))
+                fetch.fail(fetch.handler or "callback", _describe(failure))
             original(failure, request, response)
 
         return handle_spider_error
@@ -83,7 +83,7 @@ class Hooks:
             fetch = current_fetch.get()
             if fetch is None:
                 return await original(result, request)
-            fetch.scraped = True
+            fetch.handler = "errback" if isinstance(result, Failure) and request.errback else "callback"
             if not isinstance(result, Failure):
                 fetch.exhausted = None  # the callback takes the response, whatever its status
                 return await original(result, request)

@@ -58,7 +58,7 @@ class BusScheduler(BaseScheduler):
         if fetch is not None and request is fetch.request and fetch.retry_delay_s is not None:
             worker.give_back(fetch)
             return True
-        root = fetch is None or (fetch.is_start and not fetch.scraped)  # of `start()`, or a redirect of such
+        root = fetch is None or (fetch.is_start and fetch.handler is None)  # of `start()`, or a redirect of such
         page = worker.pages.of(request, fetch, root=root, filtered=self._filters and not request.dont_filter)
         if not worker.seen.add(page):
             worker.refused(1)
