@@ -6,15 +6,14 @@ from collections.abc import Iterator
 
 from bus.state import Arrival, Attempt, JobState, Verdict
 from tests.model.explore import Step
-from tests.model.stores import Snapshot, Store
-from tests.model.world import NONE, Entry, Hand, Message, Process, Setting, World, name_of, page
+from tests.model.stores import Do, Snapshot
+from tests.model.world import NONE, Entry, Hand, Message, Process, Setting, World, name_of, page, put_at
 
 Steps_ = Iterator[Step[World]]
-PUBLISHED = ("link", "again", "dead")
 
 
 class Steps:
-    """All steps of all processes. The calls of the state are those of the real adapter, through `store`.
+    """All steps of all processes. The calls of the state are those of the real adapter, through `do`.
 
     One delivery: recv -> arrive -> got -> fetch -> fetched -> its links and its end are in the outbox.
     One batch of an outbox: check -> publish (the bus stores each message on its own) -> confirmed -> mark ->
@@ -31,8 +30,8 @@ class Steps:
     no-run      calls carry the run of the moment, not that of the message
     """
 
-    def __init__(self, setting: Setting, store: Store) -> None:
-        self.setting, self.store = setting, store
+    def __init__(self, setting: Setting, do: Do) -> None:
+        self.setting, self.do = setting, do
 
     def __call__(self, world: World) -> Steps_:
         for i, process in enumerate(world.processes):
@@ -49,17 +48,17 @@ class Steps:
 
     # small things
 
-    def call(self, world: World, run: int, name: str, *args: object, **options: object) -> tuple[object, Snapshot]:
+    def call(self, world: World, run: int, name: str, *args: Any, **options: Any) -> tuple[Any, Snapshot]:
         run = world.store.run if "no-run" in self.setting.rules else run
         job = world.store.job._replace(run=run)
-        return self.store.do(world.store, name, job, *args, **options)
+        return self.do(world.store, name, job, *args, **options)
 
     def put(self, world: World, i: int, process: Process) -> World:
-        return world._replace(processes=world.processes[:i] + (process,) + world.processes[i + 1 :])
+        return world._replace(processes=put_at(world.processes, i, process))
 
     def put_hand(self, world: World, i: int, n: int, hand: Hand | None, *entries: Entry) -> World:
         process = world.processes[i]
-        hands = process.hands[:n] + (hand,) + process.hands[n + 1 :]
+        hands = put_at(process.hands, n, hand)
         return self.put(world, i, process._replace(hands=hands, waiting=process.waiting + entries))
 
     def arrival(self, message: Message, alone: bool = False) -> Arrival:
@@ -88,7 +87,10 @@ class Steps:
         elif hand.step == "fetched":
             yield from self.send(world, i, n, hand, me)
         elif hand.step == "bypass":
-            (_, after), name = self.call(world, hand.message.run, "finish", (page(hand.message.page),)), hand.message.page
+            (_, after), name = (
+                self.call(world, hand.message.run, "finish", (page(hand.message.page),)),
+                hand.message.page,
+            )
             new = self.put_hand(world._replace(store=after), i, n, hand._replace(step="bypassed"))
             yield Step(f"{me} finishes {name} at once", new.finish(name, hand.links, hand.at))
         elif hand.step == "bypassed":
@@ -103,7 +105,7 @@ class Steps:
                 return  # waits until nothing else in its process is begun
         message, alone = hand.message, hand.step == "poison"
         answer, after = self.call(world, message.run, "arrive", (self.arrival(message, alone),))
-        (verdict,) = answer  # type: ignore[misc]
+        (verdict,) = answer
         new = world._replace(store=after)
         if verdict is Verdict.FETCH:
             label, new = "begins", self.put_hand(new, i, n, hand._replace(step="got", alone=alone))
@@ -131,8 +133,7 @@ class Steps:
         if name in setting.kills:
             hurt = world._replace(hurt=world.hurt | {name})
             yield Step(f"{me} fetches {name}: KILLED by the page", self.kill(hurt, i, spare=n))
-            return
-        for links in map(frozenset, setting.site[name]):
+        for links in map(frozenset, setting.site[name]) if name not in setting.kills else ():
             new = self.put_hand(world, i, n, hand._replace(step="fetched", links=links, at=run))
             yield Step(f"{me} fetches {name}: {''.join(sorted(links)) or 'no links'}", new)
             if world.left("half"):
@@ -203,7 +204,8 @@ class Steps:
         """The next stage at which this batch has something to do; behind the last one, its acks go out."""
         kinds = {entry.kind for entry in process.batch}
         needs = {
-            "check": {"link", "unmarked"}, "publish": {"link", "unmarked", "again", "dead"}, "mark": {"link"},
+            "check": {"link", "unmarked"}, "publish": {"link", "unmarked", "again", "dead"},
+            "mark": {"link", "finish"} if self.setting.one_call else {"link"},
             "finish": {"finish"}, "retry": {"again"}, "ack": {"finish", "again"},
         }  # fmt: skip
         for stage in self.setting.stages[at + 1 :]:
@@ -227,7 +229,7 @@ class Steps:
         for run in sorted(set(names.values())):
             asked = tuple(page(name) for name in sorted(names) if names[name] == run)
             answer, _ = self.call(world, run, "check", asked)
-            unseen |= {name_of(page_id) for page_id in answer}  # type: ignore[attr-defined]
+            unseen |= {name_of(page_id) for page_id in answer}
         ids = {name: world.fresh(name) for name in unseen}
         batch: list[Entry] = []
         for entry in process.batch:
@@ -246,7 +248,7 @@ class Steps:
             return
         for k in left:
             entry = process.batch[k]
-            batch = process.batch[:k] + (entry._replace(stored=True),) + process.batch[k + 1 :]
+            batch = put_at(process.batch, k, entry._replace(stored=True))
             new = self.put(world, i, process._replace(batch=batch))
             if entry.kind == "dead":
                 new = new._replace(dead=new.dead | {entry.message.page})
@@ -322,14 +324,23 @@ class Steps:
         new = self.put_hand(world, i, n, hand._replace(lease=False)).back(hand.message).spend("lease")
         new = new._replace(slack=new.slack + self.setting.excuse(hand.message))
         if "drop" in self.setting.rules:
-            process = new.processes[i]
-            waiting = tuple(entry for entry in process.waiting if entry.hand != n)
-            batch = tuple(entry for entry in process.batch if entry.hand != n or entry.stored)
-            hands = process.hands[:n] + (None,) + process.hands[n + 1 :]
-            new = self.put(new, i, process._replace(waiting=waiting, batch=batch, hands=hands))
-            if not batch:
-                new = self.put(new, i, new.processes[i]._replace(stage=""))
+            new = self.drop(new, i, n)
         yield Step(f"{me} LOSES THE LEASE of {hand.message}", new, True)
+
+    def drop(self, world: World, i: int, n: int) -> World:
+        process = world.processes[i]
+        batch = tuple(entry for entry in process.batch if entry.hand != n or entry.stored)
+        return self.put(
+            world,
+            i,
+            Process(
+                hands=put_at(process.hands, n, None),
+                waiting=tuple(entry for entry in process.waiting if entry.hand != n),
+                batch=batch,
+                stage=process.stage if batch else "",
+                acking=tuple(k for k in process.acking if k != n),
+            ),
+        )
 
     def lose_store(self, world: World) -> Steps_:
         if not world.left("loss"):

@@ -1,15 +1,16 @@
-"""What the model holds besides the real state: the queue, the processes, and the truth that the invariants are about."""
+"""What the model holds besides the real state: the queue, the processes, and the truth they are judged by."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from bus.state import MAX_STARTS, JobState
 from tests.model.explore import Judgement
 from tests.model.stores import Snapshot
 
+T = TypeVar("T")
 NONE: frozenset[str] = frozenset()
 STAGES = ("check", "publish", "mark", "finish", "retry", "ack")
 
@@ -20,6 +21,10 @@ def page(name: str) -> bytes:
 
 def name_of(page_id: bytes) -> str:
     return page_id.decode().rstrip(".")
+
+
+def put_at(items: tuple[T, ...], i: int, item: T) -> tuple[T, ...]:
+    return (*items[:i], item, *items[i + 1 :])
 
 
 class Message(NamedTuple):
