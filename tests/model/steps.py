@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from bus.state import Arrival, Attempt, JobState, Verdict
 from tests.model.explore import Step
