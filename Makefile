@@ -1,4 +1,4 @@
-# What a person who has cloned the project needs. GNU make 3.81 is enough. Nothing here calls sudo.
+# What a person who has cloned the project needs. GNU make 3.81 is enough. Only tests/system-packages uses apt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

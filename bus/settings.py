@@ -141,7 +141,7 @@ def state_url(settings: Settings) -> str:
 
 def job_name(text: str) -> str:
     """The job name that follows from a spider's name or from `host:port`: `My_Shop` makes `my-shop`."""
-    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:63]
+    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:63].rstrip("-")
     if not name:
         raise Misconfigured(f"no job name can be made of {text!r}: set --job")
     return name
