@@ -64,10 +64,10 @@ class SqliteTransport:
         return cls(database, lease_s)
 
     async def declare(self, *topics: Topic) -> None:
+        self._check_open()
         missing = [t for t in topics if (row := self._topics.get(t.name)) is None or row.topic != t]
         if not missing:
             return
-        self._check_open()
         for row in await self._database.write(lambda connection: [declare(connection, t) for t in missing]):
             self._topics[row.topic.name] = row
             self._keep_trimmed(row)
