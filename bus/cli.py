@@ -56,10 +56,14 @@ class Call:
         self.flags, self.as_json, self.verbose = flags, as_json, verbose
 
     def settings(self, **more: object) -> Settings:
-        """The settings from all places, those of the Scrapy project around us included. `more` counts as flags."""
+        """The settings from all places, those of the Scrapy project around us included.
+
+        `more` counts as flags; what is None is not given.
+        """
         from bus.settings import load
 
-        return load({**self.flags, **more}, scrapy=_project_settings())
+        given = {name: value for name, value in more.items() if value is not None}
+        return load({**self.flags, **given}, scrapy=_project_settings())
 
     @functools.cached_property
     def console(self) -> Console:
