@@ -22,8 +22,8 @@ SHORT_LINKS = 20  # /s/N redirects to a product
 WITHDRAWN = 10  # 404
 FAILING = 3  # reviews that answer 500 for ever
 CATEGORIES = (
-    "Lamps", "Chairs", "Tables", "Shelves", "Rugs", "Curtains", "Cushions", "Mirrors", "Clocks", "Vases",
-    "Kettles", "Pans", "Knives", "Cups", "Plates", "Bowls", "Baskets", "Blankets", "Towels", "Candles",
+    "Lamps", "Chairs", "Tables", "Desks", "Rugs", "Curtains", "Cushions", "Mirrors", "Clocks", "Vases",
+    "Kettles", "Pans", "Spoons", "Cups", "Plates", "Bowls", "Baskets", "Blankets", "Towels", "Candles",
 )  # fmt: skip
 _STYLES = ("Plain", "Blue", "Oak", "Tall", "Round", "Folding", "Striped", "Grey", "Small", "Old")
 _MAKERS = ("Aalto", "Brandt", "Costa", "Dahl", "Ebner")
