@@ -19,7 +19,7 @@ import consumers.sinks.sqlite
 from bus.codec import SCHEMA, pack
 from bus.errors import ConnectionLost, Misconfigured
 from bus.items import item_messages, pack_item
-from bus.message import Delivery, Message, new_id
+from bus.message import Delivery, HeaderValue, Message, new_id
 from bus.registry import connect_state, connect_transport
 from bus.state import Job, JobState, State
 from bus.topic import item_log
@@ -160,7 +160,13 @@ def test_batches_by_count_bytes_and_age(tmp_path: Path) -> None:
 
 @BUSES
 def test_what_cannot_be_read_goes_to_quarantine_and_the_rest_is_stored(scheme: str, tmp_path: Path) -> None:
-    headers = {"content-type": "crawlbus/items", "schema": SCHEMA, "job": "shop", "spider": "shop", "run": 1}
+    headers: dict[str, HeaderValue] = {
+        "content-type": "crawlbus/items",
+        "schema": SCHEMA,
+        "job": "shop",
+        "spider": "shop",
+        "run": 1,
+    }
     bad = [
         Message("m-bytes", b"\xc1\xff\x00", headers),
         Message("m-empty", b"", headers),
@@ -192,7 +198,7 @@ def test_hazardous_values_arrive(scheme: str, tmp_path: Path) -> None:
     deep: Any = "bottom"
     for _ in range(55):
         deep = [deep]
-    data = {
+    data: dict[Any, Any] = {
         "nul": "a\0b", "lone": "\ud800", "nan": float("nan"), "huge": 2**4000, "bytes": b"\x00\xff", "deep": deep,
         "long": "x" * 1_000_000, "tuple": (1, (2,)), "set": {3, 1}, 5: "five",
     }  # fmt: skip
@@ -544,7 +550,7 @@ class Slow(SqliteSink):
         raise AssertionError
 
 
-def test_reading_ahead_is_bounded(tmp_path: Path) -> None:
+def test_reading_ahead_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(here: Scene) -> None:
         read: list[int] = []
         subscribe = here.transport.subscribe
@@ -561,7 +567,7 @@ def test_reading_ahead_is_bounded(tmp_path: Path) -> None:
             subscription.receive = receive_and_count  # type: ignore[method-assign]
             return subscription
 
-        here.transport.subscribe = counted  # type: ignore[method-assign]
+        monkeypatch.setattr(here.transport, "subscribe", counted)
         for _ in range(100):
             await here.publish([Message(new_id(), b"\0" * 100_000, {}) for _ in range(10)])
         reached = asyncio.Event()
