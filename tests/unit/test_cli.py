@@ -32,6 +32,7 @@ Run = Callable[..., tuple[int, str, str]]
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command in an empty directory, with nothing in the environment; returns exit code, out, err."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())  # Scrapy adds the project's directory
     for name in frame.os.environ.copy():
         if name.startswith("CRAWLBUS_"):
             monkeypatch.delenv(name)
