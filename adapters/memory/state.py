@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Self
 from weakref import WeakValueDictionary
@@ -106,39 +107,71 @@ class Run:
 
 
 class Store:
-    """What the states of one name share. `lock` guards it against the threads that renew leases."""
+    """What the states of one name share. `lock` is held by every call: threads may share it, too."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.Condition()
         self.runs: dict[str, Run] = {}
+
+    def get(self, job: Job) -> Run | None:
+        """The run that a call may change; None for any but the present one."""
+        run = self.listed(job.name)
+        return run if run and run.job == job else None
+
+    def listed(self, name: str) -> Run | None:
+        run = self.runs.get(name)
+        return run if run and run.listed else None
+
+    def need(self, name: str) -> Run:
+        run = self.listed(name)
+        if run is None:
+            raise Misconfigured(f"there is no job {name!r}: `crawlbus job list` shows those there are")
+        return run
+
+    def restart(self, name: str, now: float, *, listed: bool) -> Run:
+        old = self.need(name)
+        run = self.runs[name] = Run(Job(name, old.job.run + 1), old.spider, now, listed)
+        return run
 
 
 _stores: WeakValueDictionary[str, Store] = WeakValueDictionary()
+_stores_lock = threading.Lock()
 
 
 class MemoryState:
-    """`memory://NAME`: all states of one process and one name are one; it is gone with the last of them."""
+    """`memory://NAME`: all states of one process and one name are one, gone with the last of them."""
 
     shared_between_processes = False
     shared_between_hosts = False
 
     def __init__(self, store: Store, clock: Clock) -> None:
-        self._store = store
+        self._store: Store | None = store
         self._clock = clock
-        self._closed = False
-        self._held: dict[tuple[Job, str], str] = {}
-        self._changed = threading.Condition(store.lock)
+        self._held: dict[tuple[Job, str], str] = {}  # lease -> owner
         self._renewer: threading.Thread | None = None
 
     @classmethod
     async def connect(cls, url: str, *, clock: Clock | None = None) -> Self:
-        return cls(_stores.setdefault(url, Store()), clock or SystemClock())
+        with _stores_lock:
+            store = _stores.get(url)
+            if store is None:
+                store = _stores[url] = Store()
+        return cls(store, clock or SystemClock())
+
+    @contextmanager
+    def _open(self) -> Iterator[Store]:
+        store = self._store
+        if store is None:
+            raise Closed("this state is closed")
+        with store.lock:
+            yield store
 
     # the frontier
 
     async def check(self, job: Job, pages: Sequence[bytes]) -> set[bytes]:
-        run = self._run(job)
-        return {page for page in pages if page not in run.pages} if run else set()
+        with self._open() as store:
+            run = store.get(job)
+            return {page for page in pages if page not in run.pages} if run else set()
 
     async def mark(
         self,
@@ -148,187 +181,184 @@ class MemoryState:
         finish: Iterable[bytes] = (),
         counts: Mapping[str, int] | None = None,
     ) -> None:
-        if run := self._run(job):
-            for page in pages:
-                if page not in run.pages:
-                    run.enter(page)
-            for page in finish:
-                run.finish(page)
-            run.add(counts or {})
+        with self._open() as store:
+            if run := store.get(job):
+                for page in pages:
+                    if page not in run.pages:
+                        run.enter(page)
+                for page in finish:
+                    run.finish(page)
+                run.add(counts or {})
 
     async def finish(self, job: Job, pages: Iterable[bytes]) -> None:
         await self.mark(job, (), finish=pages)
 
     async def arrive(self, job: Job, arrivals: Sequence[Arrival]) -> list[Verdict]:
-        run = self._run(job)
-        return [run.arrive(arrival) if run else Verdict.OTHER_RUN for arrival in arrivals]
+        with self._open() as store:
+            run = store.get(job)
+            return [run.arrive(arrival) if run else Verdict.OTHER_RUN for arrival in arrivals]
 
     async def retry(self, job: Job, attempts: Iterable[Attempt]) -> None:
-        if run := self._run(job):
-            for attempt in attempts:
-                run.put(attempt.page, retried(run.begun.get(attempt.page), attempt))
+        with self._open() as store:
+            if run := store.get(job):
+                for attempt in attempts:
+                    run.put(attempt.page, retried(run.begun.get(attempt.page), attempt))
 
     async def release(self, job: Job, arrivals: Iterable[Arrival]) -> None:
-        if run := self._run(job):
-            for arrival in arrivals:
-                run.put(arrival.page, starts_given_back(run.begun.get(arrival.page), arrival))
+        with self._open() as store:
+            if run := store.get(job):
+                for arrival in arrivals:
+                    run.put(arrival.page, starts_given_back(run.begun.get(arrival.page), arrival))
 
     async def known(self, job: Job, pages: Iterable[bytes]) -> int:
-        if (run := self._run(job)) is None:
-            return 0
-        new = set(pages) - run.pages.keys()
-        run.pages.update(dict.fromkeys(new, False))
-        return len(new)
+        with self._open() as store:
+            if (run := store.get(job)) is None:
+                return 0
+            new = set(pages) - run.pages.keys()
+            run.pages.update(dict.fromkeys(new, False))
+            return len(new)
 
     async def unsee(self, job: Job, pages: Iterable[bytes]) -> int:
-        if (run := self._run(job)) is None:
-            return 0
-        gone = {page for page in pages if run.pages.get(page) is False}
-        for page in gone:
-            del run.pages[page]
-        run.add({GENERATION: 1})
-        return len(gone)
+        with self._open() as store:
+            if (run := store.get(job)) is None:
+                return 0
+            gone = {page for page in pages if run.pages.get(page) is False}
+            for page in gone:
+                del run.pages[page]
+            run.add({GENERATION: 1})
+            return len(gone)
 
     # jobs
 
     async def join(self, name: str, *, spider: str) -> JobStatus:
-        runs = self._runs()
-        run = runs.get(name)
-        if run is None:
-            run = runs[name] = Run(Job(name, 1), spider, self._clock.time())
-        elif not run.listed:
-            run.listed, run.spider, run.created_at = True, spider, self._clock.time()
-        elif run.state is JobState.STOPPED:
-            run.state = JobState.RUNNING
-        return run.status(self._clock.time())
+        now = self._clock.time()
+        with self._open() as store:
+            run = store.runs.get(name)
+            if run is None:
+                run = store.runs[name] = Run(Job(name, 1), spider, now)
+            elif not run.listed:
+                run.listed, run.spider, run.created_at = True, spider, now
+            elif run.state is JobState.STOPPED:
+                run.state = JobState.RUNNING
+            return run.status(now)
 
     async def restart(self, name: str) -> JobStatus:
-        return self._renew(name, listed=True).status(self._clock.time())
+        now = self._clock.time()
+        with self._open() as store:
+            return store.restart(name, now, listed=True).status(now)
 
     async def forget(self, name: str) -> bool:
-        if await self.status(name) is None:
-            return False
-        self._renew(name, listed=False)
-        return True
+        with self._open() as store:
+            if store.listed(name) is None:
+                return False
+            store.restart(name, self._clock.time(), listed=False)
+            return True
 
     async def status(self, name: str) -> JobStatus | None:
-        run = self._runs().get(name)
-        return run.status(self._clock.time()) if run and run.listed else None
+        with self._open() as store:
+            run = store.listed(name)
+            return run.status(self._clock.time()) if run else None
 
     async def jobs(self) -> list[JobStatus]:
-        now = self._clock.time()
-        return [run.status(now) for _, run in sorted(self._runs().items()) if run.listed]
+        with self._open() as store:
+            now = self._clock.time()
+            return [run.status(now) for _, run in sorted(store.runs.items()) if run.listed]
 
     async def set_state(self, name: str, state: JobState) -> JobStatus:
         if state is JobState.FINISHED:
             raise ValueError("a job is finished by `end` only")
-        run = self._listed(name)
-        if run.state is not JobState.FINISHED:
-            run.state = state
-        return run.status(self._clock.time())
+        with self._open() as store:
+            run = store.need(name)
+            if run.state is not JobState.FINISHED:
+                run.state = state
+            return run.status(self._clock.time())
 
     async def end(self, job: Job, *, unaccounted: int | None = None) -> JobState:
-        if (run := self._run(job)) is None:
-            return JobState.STOPPED
-        now = self._clock.time()
-        if ends(run.status(now), slow=unaccounted is not None):
-            run.state, run.finished_at = JobState.FINISHED, now
-            run.unaccounted = max(unaccounted or 0, run.open)
-        return run.state
+        with self._open() as store:
+            if (run := store.get(job)) is None:
+                return JobState.STOPPED
+            now = self._clock.time()
+            if ends(run.status(now), slow=unaccounted is not None):
+                run.state, run.finished_at = JobState.FINISHED, now
+                run.unaccounted = max(unaccounted or 0, run.open)
+            return run.state
 
     async def end_start(self, job: Job, owner: str) -> bool:
-        if (run := self._run(job)) is None:
-            return False
-        lease = run.leases.get("start")
-        if lease is None or lease.owner != owner or lease.expires <= self._clock.time():
-            return False
-        run.start_ended = True
-        return True
+        with self._open() as store:
+            run = store.get(job)
+            lease = run.leases.get("start") if run else None
+            if run is None or lease is None or lease.owner != owner or lease.expires <= self._clock.time():
+                return False
+            run.start_ended = True
+            return True
 
     # leases, and who is there
 
     async def acquire(self, job: Job, name: str, owner: str, *, lease_s: float = LEASE_S) -> bool:
-        run, now = self._run(job), self._clock.time()
-        if run is None or (name == "start" and run.start_ended):
-            return False
-        with self._store.lock:
+        with self._open() as store:
+            run, now = store.get(job), self._clock.time()
+            if run is None or (name == "start" and run.start_ended):
+                return False
             lease = run.leases.get(name)
             if lease and lease.owner != owner and lease.expires > now:
                 return False
             run.leases[name] = Lease(owner, lease_s, now + lease_s)
             self._held[job, name] = owner
-            self._changed.notify()
-        if self._renewer is None:
-            self._renewer = threading.Thread(target=self._keep_leases, name="memory-leases", daemon=True)
-            self._renewer.start()
-        return True
+            store.lock.notify_all()
+            if self._renewer is None:
+                keep = threading.Thread(target=self._keep_leases, args=(store,), name="memory-leases", daemon=True)
+                keep.start()
+                self._renewer = keep
+            return True
 
     async def drop(self, job: Job, name: str, owner: str) -> None:
-        run = self._run(job)
-        with self._store.lock:
-            self._let_go(run, job, name, owner)
+        with self._open() as store:
+            self._let_go(store, job, name, owner)
 
     async def report(self, job: Job, report: WorkerReport) -> JobStatus | None:
-        if run := self._run(job):
-            run.reports[report.worker] = report
-        return await self.status(job.name)
+        with self._open() as store:
+            if run := store.get(job):
+                run.reports[report.worker] = report
+            listed = store.listed(job.name)
+            return listed.status(self._clock.time()) if listed else None
 
     async def aclose(self) -> None:
-        if self._closed:
+        if self._store is None:
             return
-        with self._store.lock:
+        with self._open() as store:
             for (job, name), owner in list(self._held.items()):
-                self._let_go(self._store.runs.get(job.name), job, name, owner)
-            self._closed = True
-            self._changed.notify()
+                self._let_go(store, job, name, owner)
+            self._store = None
+            store.lock.notify_all()
         if self._renewer:
             self._renewer.join()
 
     # inside
 
-    def _runs(self) -> dict[str, Run]:
-        if self._closed:
-            raise Closed("this state is closed")
-        return self._store.runs
-
-    def _run(self, job: Job) -> Run | None:
-        run = self._runs().get(job.name)
-        return run if run and run.listed and run.job == job else None
-
-    def _listed(self, name: str) -> Run:
-        run = self._runs().get(name)
-        if run is None or not run.listed:
-            raise Misconfigured(f"there is no job {name!r}: `crawlbus job list` shows those there are")
-        return run
-
-    def _renew(self, name: str, *, listed: bool) -> Run:
-        old = self._listed(name)
-        run = Run(Job(name, old.job.run + 1), old.spider, self._clock.time(), listed)
-        self._store.runs[name] = run
-        return run
-
-    def _let_go(self, run: Run | None, job: Job, name: str, owner: str) -> None:
+    def _let_go(self, store: Store, job: Job, name: str, owner: str) -> None:
         if self._held.get((job, name)) == owner:
             del self._held[job, name]
-        if run and run.job == job and (lease := run.leases.get(name)) and lease.owner == owner:
+        if (run := store.get(job)) and (lease := run.leases.get(name)) and lease.owner == owner:
             del run.leases[name]
 
-    def _keep_leases(self) -> None:
+    def _keep_leases(self, store: Store) -> None:
         renewed = time.monotonic()
-        with self._changed:
-            while not self._closed:
-                leases = [lease for lease in map(self._own, self._held) if lease]
+        with store.lock:
+            while self._store is not None:
+                leases = self._own_leases(store)
                 due = renewed + min((lease.lease_s for lease in leases), default=LEASE_S) / 3
                 if time.monotonic() < due:
-                    self._changed.wait(due - time.monotonic())
+                    store.lock.wait(due - time.monotonic())
                     continue
                 renewed = time.monotonic()
                 for lease in leases:
                     lease.expires = self._clock.time() + lease.lease_s
 
-    def _own(self, held: tuple[Job, str]) -> Lease | None:
-        """A lease that was taken here, unless it has become another's since."""
-        job, name = held
-        run = self._store.runs.get(job.name)
-        lease = run.leases.get(name) if run and run.job == job else None
-        return lease if lease and lease.owner == self._held[held] else None
+    def _own_leases(self, store: Store) -> list[Lease]:
+        """Those taken here, without any that has become another's since."""
+        found = []
+        for (job, name), owner in self._held.items():
+            run = store.get(job)
+            if run and (lease := run.leases.get(name)) and lease.owner == owner:
+                found.append(lease)
+        return found

@@ -263,9 +263,7 @@ class FrontierChecks(Store):
     @scene
     async def test_two_messages_of_one_page_at_once(self, s: Scene) -> None:
         for n in range(20):
-            calls = [
-                state.arrive(s.job, [Arrival(page_id(n), f"{i}")]) for i, state in enumerate((s.one, s.two))
-            ]
+            calls = [state.arrive(s.job, [Arrival(page_id(n), f"{i}")]) for i, state in enumerate((s.one, s.two))]
             assert {v for (v,) in await asyncio.gather(*calls)} == {FETCH, TAKEN}
 
     @scene

@@ -22,7 +22,7 @@ class JobChecks(Store):
         assert (status.job, status.spider, status.state) == (Job("shop", 1), "spider", RUNNING)
         assert (status.seen, status.open, status.begun, status.loading, status.forever) == (0, 0, 0, 0, 0)
         assert not status.start_ended and not status.suspect and not status.drained
-        assert (status.created_at, status.finished_at) == (s.clock.now, None)
+        assert (status.created_at, status.finished_at) == (s.clock.time(), None)
         assert (dict(status.counters), list(status.workers)) == ({}, [])
 
     @scene
@@ -60,12 +60,12 @@ class JobChecks(Store):
         assert await s.one.acquire(s.job, "worker:w", "w")
         await s.one.report(s.job, WorkerReport("w", 1, 1))
         await s.one.set_state("shop", STOPPED)
-        s.clock.now += 1
+        await s.clock.advance(1)
         status = await s.two.restart("shop")
         assert status == await s.one.status("shop")
         assert (status.job, status.spider, status.state) == (Job("shop", 2), "spider", RUNNING)
         assert (status.seen, status.open, status.begun, dict(status.counters)) == (0, 0, 0, {})
-        assert not status.start_ended and not status.workers and status.created_at == s.clock.now
+        assert not status.start_ended and not status.workers and status.created_at == s.clock.time()
         assert await s.one.check(status.job, pages("a", "b")) == set(pages("a", "b"))
         assert await s.two.arrive(status.job, [Arrival(page_id("a"), "another")]) == [FETCH]
 
@@ -92,9 +92,9 @@ class JobChecks(Store):
             await self.call_everything(s, job)
             assert await s.two.status("shop") == before
         assert await s.one.status("nothing") is None
-        assert await s.one.arrive(now, [Arrival(page_id("open"), "m")] * MAX_STARTS) == [FETCH] * (
-            MAX_STARTS - 1
-        ) + [Verdict.ALONE]
+        assert await s.one.arrive(now, [Arrival(page_id("open"), "m")] * MAX_STARTS) == [FETCH] * (MAX_STARTS - 1) + [
+            Verdict.ALONE
+        ]
 
     async def call_everything(self, s: Scene, job: Job) -> None:
         arrival = Arrival(page_id("open"), "m")
@@ -134,13 +134,13 @@ class JobChecks(Store):
             assert await s.one.acquire(s.job, lease, "x")
             assert await s.two.end(s.job) is RUNNING, lease
             await s.one.drop(s.job, lease, "x")
-        s.clock.now += 5
+        await s.clock.advance(5)
         status = await s.two.status("shop")
         assert status and status.drained
         assert await s.two.end(s.job) is FINISHED
         status = await s.one.status("shop")
-        assert status and (status.state, status.finished_at, status.unaccounted) == (FINISHED, s.clock.now, 0)
-        s.clock.now += 5
+        assert status and (status.state, status.finished_at, status.unaccounted) == (FINISHED, s.clock.time(), 0)
+        await s.clock.advance(5)
         assert await s.one.end(s.job) is FINISHED
         assert await s.two.status("shop") == status
 
@@ -163,7 +163,7 @@ class JobChecks(Store):
         assert await s.one.end(s.job) is RUNNING
         assert await s.one.end(s.job, unaccounted=1) is FINISHED
         status = await s.two.status("shop")
-        assert status and (status.open, status.unaccounted, status.finished_at) == (2, 2, s.clock.now)
+        assert status and (status.open, status.unaccounted, status.finished_at) == (2, 2, s.clock.time())
         await s.one.mark(s.job, pages("new"))
         status = await s.two.status("shop")
         assert status and (status.state, status.open, status.unaccounted) == (RUNNING, 3, 0)
@@ -173,7 +173,7 @@ class JobChecks(Store):
         assert await s.one.end_start(s.job, "a") is False
         assert await s.one.acquire(s.job, "start", "a", lease_s=60)
         assert await s.two.end_start(s.job, "b") is False
-        s.clock.now += 61
+        await s.clock.advance(61)
         assert await s.one.end_start(s.job, "a") is False, "its lease has run out"
         status = await s.two.status("shop")
         assert status and not status.start_ended

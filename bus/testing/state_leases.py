@@ -26,9 +26,9 @@ class LeaseChecks(Store):
     @scene
     async def test_a_lease_runs_out(self, s: Scene) -> None:
         assert await s.one.acquire(s.job, "start", "a", lease_s=60)
-        s.clock.now += 59
+        await s.clock.advance(59)
         assert not await s.two.acquire(s.job, "start", "b", lease_s=60)
-        s.clock.now += 1
+        await s.clock.advance(1)
         assert await s.two.acquire(s.job, "start", "b", lease_s=60)
         assert not await s.one.acquire(s.job, "start", "a", lease_s=60)
 
@@ -52,7 +52,7 @@ class LeaseChecks(Store):
             assert await s.one.acquire(s.job, name, "x", lease_s=60)
         status = await s.two.status("shop")
         assert status and (status.loading, status.forever) == (2, 1)
-        s.clock.now += 60
+        await s.clock.advance(60)
         status = await s.two.status("shop")
         assert status and (status.loading, status.forever) == (0, 0)
 
@@ -91,7 +91,7 @@ class LeaseChecks(Store):
         status = await s.two.status("shop")
         assert status and list(status.workers) == [second], "w2 has no lease"
         assert dict(status.workers[0].counters) == {"pages": 9}
-        s.clock.now += 60
+        await s.clock.advance(60)
         status = await s.two.status("shop")
         assert status and list(status.workers) == []
 

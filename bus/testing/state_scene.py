@@ -1,4 +1,4 @@
-"""What the checks of a state share: a clock moved by hand, page ids, and a scene of two connections."""
+"""What the checks of a state share: page ids, and a scene of two connections."""
 
 from __future__ import annotations
 
@@ -11,21 +11,9 @@ from typing import Any, NamedTuple
 from bus.clock import Clock
 from bus.errors import BusError
 from bus.state import Arrival, Job, JobState, State, Verdict
+from bus.testing.clock import FakeClock
 
-__all__ = ["HandClock", "Scene", "Store", "page_id", "pages", "raises", "scene"]
-
-
-class HandClock:
-    """A clock that stands still until it is moved."""
-
-    def __init__(self, now: float = 1_000_000.0) -> None:
-        self.now = now
-
-    def time(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        self.now += seconds
+__all__ = ["Scene", "Store", "page_id", "pages", "raises", "scene"]
 
 
 def page_id(name: object) -> bytes:
@@ -42,7 +30,7 @@ class Scene(NamedTuple):
 
     one: State
     two: State
-    clock: HandClock
+    clock: FakeClock
     job: Job
 
     async def arrive(self, name: object, message: str, attempt: int = 0, *, alone: bool = False) -> Verdict:
@@ -83,7 +71,7 @@ def scene(check: Callable[[Any, Scene], Awaitable[None]]) -> Callable[[Store], N
     """Make a plain method of a check: it gets its scene, and everything is closed behind it."""
 
     async def play(suite: Store) -> None:
-        clock = HandClock()
+        clock = FakeClock()
         async with AsyncExitStack() as stack:
             one, two = [await suite.connect(clock) for _ in range(2)]
             for state in (one, two):

@@ -19,7 +19,7 @@ from adapters.sqlite.database import Database
 from adapters.sqlite.state import SqliteState
 from bus.frontier import Begun
 from bus.state import LEASE_S, Job, JobState, State
-from bus.testing.state_scene import HandClock
+from bus.testing.clock import FakeClock
 
 JOB = "shop"
 Pages = frozenset[tuple[bytes, bool]]
@@ -78,7 +78,7 @@ class Driver(Protocol):
 class MemoryDriver:
     def __init__(self) -> None:
         self._store = MemoryStore()
-        self.state = MemoryState(self._store, HandClock(0.0))
+        self.state = MemoryState(self._store, FakeClock(0.0))
 
     def load(self, s: Snapshot) -> None:
         run = Run(s.job, "spider", 0.0, state=s.state, start_ended=s.start_ended, suspect=s.suspect, open=s.open)
@@ -115,7 +115,7 @@ class SqliteDriver:
 
     def __init__(self, path: Path) -> None:
         self._runner = asyncio.Runner()
-        self.state: SqliteState = self.run(SqliteState.connect(f"sqlite:///{path}", clock=HandClock(0.0)))
+        self.state: SqliteState = self.run(SqliteState.connect(f"sqlite:///{path}", clock=FakeClock(0.0)))
         self._database = Database.open(str(path))
 
     def load(self, s: Snapshot) -> None:
