@@ -20,7 +20,7 @@ class _Lane:
     def __init__(self, topic: str, weight: int, subscription: Subscription) -> None:
         self.topic, self.weight, self.subscription = topic, weight, subscription
         self.spent = 0.0  # messages taken, divided by the weight
-        self.busy = True  # it gave all that was asked of it the last time
+        self.busy = True  # it gave something the last time it was asked
 
 
 class LaneReader:
@@ -98,7 +98,7 @@ class LaneReader:
                 await self._take(lane, share)
 
     async def _take(self, lane: _Lane, share: int) -> None:
-        self._add(lane, await lane.subscription.receive(max_messages=share, timeout_s=0), share)
+        self._add(lane, await lane.subscription.receive(max_messages=share, timeout_s=0))
 
     async def _wait(self, room: int, timeout_s: float) -> None:
         """All lanes at once, until the first has something; the others are cancelled, which loses nothing."""
@@ -114,13 +114,13 @@ class LaneReader:
             results = await asyncio.gather(*receives, return_exceptions=True)
             for lane, result in zip(self._lanes, results, strict=True):
                 if not isinstance(result, BaseException):
-                    self._add(lane, result, room)
+                    self._add(lane, result)
         for result in results:
             if isinstance(result, Exception):
                 raise result
 
-    def _add(self, lane: _Lane, deliveries: Sequence[Delivery], asked: int) -> None:
-        lane.busy = len(deliveries) == asked
+    def _add(self, lane: _Lane, deliveries: Sequence[Delivery]) -> None:
+        lane.busy = bool(deliveries)
         lane.spent += len(deliveries) / lane.weight
         self._arrived.extend(deliveries)
 

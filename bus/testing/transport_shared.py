@@ -144,6 +144,7 @@ async def work_for_ever(suite: Bus, topic: str, pipe: Pipe) -> None:
     """Ack what comes, and tell it."""
     transport = await suite.connect()
     reader = await transport.subscribe(topic, prefetch=8)
+    pipe.tell([])
     while True:
         some = await reader.receive(max_messages=8, timeout_s=1)
         if some:
@@ -228,11 +229,14 @@ class SharedChecks(Bus):
         sent: list[str] = []
         done: list[str] = []
         with child(self, work_for_ever, topic) as first, child(self, work_for_ever, topic) as second:
+            assert await first.hear() == await second.hear() == []
             for i in range(60):
+                await asyncio.sleep(0.003)
                 sent.extend(ids(await stage.publish(topic, 5)))
                 if i == 40:
                     first.kill()
-            done.extend(await first.hear_all(0))
+            done.extend(await first.hear_all(0.05))
+            assert done, "the one that was killed had done nothing"
             done.extend(await second.hear_all(4 * self.lease_s))
         done.extend(await self._rest(stage, topic))
         # the killed one may have acked its last batch without a word of it
