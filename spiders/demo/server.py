@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterable
 from http import HTTPStatus
 from types import TracebackType
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, Self, TypeAlias, cast
 
 __all__ = ["Handler", "Reply", "ServerProcess", "main", "reply", "run"]
 
@@ -163,7 +163,7 @@ class ServerProcess:
     def __init__(self, module: str, *arguments: str) -> None:
         self._command = [sys.executable, "-P", "-m", module, "--stop-with-stdin", *arguments]
 
-    def __enter__(self) -> ServerProcess:
+    def __enter__(self) -> Self:
         # A session of its own: Ctrl-C is for the crawl, which still needs the site to end in good order.
         self._child = subprocess.Popen(
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
