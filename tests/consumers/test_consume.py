@@ -519,7 +519,7 @@ def test_a_lost_connection_is_waited_for_and_nothing_is_stored_twice(
         for number in range(0, 300, 10):
             await here.publish(messages(range(number, number + 10)))
         flaky = Flaky(here.transport)
-        result = await Scene(flaky, here.state).consume(new_sink("jsonl", tmp_path), batch_items=15)  # type: ignore[arg-type]
+        result = await Scene(flaky, here.state).consume(new_sink("jsonl", tmp_path), batch_items=15)
         assert flaky.lost == 6 and result.stored == 300
 
     run(work, scheme, tmp_path)
@@ -564,7 +564,7 @@ def test_reading_ahead_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
                 read.append(len(found))
                 return found
 
-            subscription.receive = receive_and_count  # type: ignore[method-assign]
+            monkeypatch.setattr(subscription, "receive", receive_and_count)
             return subscription
 
         monkeypatch.setattr(here.transport, "subscribe", counted)
