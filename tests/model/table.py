@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from tests.model import mutants
 from tests.model.explore import Finding, Model, explore
 from tests.model.jobs import JobSteps
+from tests.model.power import PowerCut
 from tests.model.steps import Steps
 from tests.model.stores import Do, Store
 from tests.model.world import Setting, World, judge
@@ -19,6 +20,7 @@ from tests.model.world import Setting, World, judge
 ONE = {"P": ["C"], "C": [""]}
 SHARED = {"P": ["C"], "Q": ["C"], "C": ["E"], "E": [""]}
 FICKLE = {"P": ["C", "D"], "Q": ["C"], "C": [""], "D": [""]}
+GONE = {"P": ["C", ""], "Q": ["C"], "C": [""]}
 WIDE = FICKLE | {"P": ["CD"]}
 LOOP = {"P": ["C"], "Q": ["C"], "C": ["PE"], "E": [""]}
 MIXED = {"P": ["CD", "D"], "Q": ["C"], "C": ["E"], "D": [""], "E": [""]}
@@ -39,7 +41,8 @@ class Row(NamedTuple):
     def run(self, store: Store, *, full: bool = False) -> Finding:
         """`full`: go on where what was looked for has been found."""
         do = self.mutate(store.do) if self.mutate else store.do
-        steps = (JobSteps if self.setting.runners else Steps)(self.setting, do)
+        kind = JobSteps if self.setting.runners else Steps
+        steps = PowerCut(kind, self.setting, do) if "power" in self.setting.faults else kind(self.setting, do)
         until = None if full or self.verdict == "ok" else self.verdict
         model = Model(self.setting.first(), steps, lambda world: judge(world, self.setting), _key)
         return explore(model, until=until)
@@ -79,9 +82,11 @@ PROTOCOL = [
     _row("a doubled message", FICKLE, "PPQ", "crash", hands=(1,)),
     _row("links that lead back", LOOP, "P", "crash lease"),
     _row("a store that loses its last second, a crash", ONE, "P", "loss crash"),
+    _row("a power cut, a crash", ONE, "P", "power crash"),
+    _row("a power cut, a retry", ONE, "P", "power retry", sqlite=True),
     _row("one process, two hands, a lost lease", FICKLE, "PQ", "lease", one_call=True, sqlite=True, **TWO_HANDS),
     _row("... a callback that raises after its links", FICKLE, "PQ", "half", **TWO_HANDS),
-    _row("... a crash", FICKLE, "PQ", "crash", one_call=True, **TWO_HANDS),
+    _row("... a crash", GONE, "PQ", "crash", one_call=True, **TWO_HANDS),
     _row("a page that kills, a crash", ONE, "P", "crash", kills="C", sqlite=True),
     _row("a page that kills, a lost lease, a failed confirm", ONE, "P", "lease unconf", kills="C"),
     _row("a page that kills or fails, a lost ack", ONE, "P", "acklost", kills="C", fails="C"),
@@ -89,6 +94,7 @@ PROTOCOL = [
     _row("handed back, under a lost lease", TWIN, "PP", "lease back back", hands=(1, 1, 1), rules="ids", sqlite=True),
     _row("start(): a lost lease", STARTS, faults="runner-lease", starts=("P", "R"), sqlite=True),
     _row("start(): a crash, of the worker too", STARTS, faults="runner-crash crash", starts=("P", "R")),
+    _row("start(): a power cut", STARTS, faults="power", starts=("P", "R")),
     _row("a seed under a lost lease", STARTS, faults="seed runner-lease", starts=("P",), sqlite=True),
     _row("a dead letter retried, a crash", AGAIN, faults="dead retry-dead runner-crash", starts=("P",)),
     _row("after a loss of the store: the slow end", ONE, faults="loss", starts=("P",)),
@@ -106,9 +112,9 @@ MUTANTS = [
          stages=_order("check publish mark finish ack retry")),
     _row("a retry under a new message id", ONE, "P", "retry", "LOP", rules="new-id"),
     _row("a retry finishes its page", ONE, "P", "retry", "DLP", rules="retry-ends"),
-    _row("a page that is skipped is finished at once", FICKLE, "PQ", "crash", "DL", hands=(2,),
+    _row("a page that is skipped is finished at once", GONE, "PQ", "crash", "DL", hands=(2,),
          rules="filter unordered"),
-    _row("a lost lease drops what is in the outbox", FICKLE, "PQ", "lease", "DL", hands=(2,), rules="filter drop"),
+    _row("a lost lease drops what is in the outbox", GONE, "PQ", "lease", "DL", hands=(2,), rules="filter drop"),
     _row("links of a page that died are not marked", ONE, "P", "half", "D", rules="unmarked"),
     _row("no register of begun pages", SHARED, "PQ", "crash", "X", mutate=mutants.nothing_begun),
     _row("no attempt is superseded", ONE, "P", "retry acklost acklost", "X", mutate=mutants.no_superseded),
@@ -132,6 +138,7 @@ MUTANTS = [
     _row("a decision before the mark", AGAIN, "", "dead retry-dead runner-crash", "DL", starts=("P",),
          rules="decide-first"),
     _row("a suspect job ends like any other", ONE, "", "loss", "DLS", starts=("P",), rules="quick"),
+    _row("mark and finish do not wait for the disk", ONE, "P", "power", "O", rules="lazy"),
     _row("no run numbers", ONE, "", "restart lease", "DLPS", starts=("P",), runners=1, hands=(1, 1),
          rules="no-run purge"),
     _row("beyond the promise: a zombie, a loss and two crashes", TWIN, "PP", "lease loss crash crash", "P",
@@ -145,10 +152,13 @@ LARGE = [
     _row("a retry, a dead letter, a crash", SHARED, "PQ", "retry dead crash", one_call=True),
     _row("deep, a crash", MIXED, "PQ", "crash", one_call=True),
     _row("a failed confirm, a crash", WIDE, "PQ", "unconf crash", one_call=True),
+    _row("two hands; a crash", FICKLE, "PQ", "crash", one_call=True, **TWO_HANDS),
     _row("two hands; raises after its links, a crash", FICKLE, "PQ", "half crash", **TWO_HANDS),
     _row("two processes, two hands; a lost lease", FICKLE, "PQ", "lease", one_call=True, hands=(2, 1), rules="filter"),
     _row("a store that loses its last second, a crash", FICKLE, "PQ", "loss crash", one_call=True),
     _row("a page that kills or fails; a crash, a lost lease", ONE, "P", "crash lease", kills="C", fails="C"),
+    _row("a power cut, a crash, a lost lease", FICKLE, "PQ", "power crash lease", one_call=True),
+    _row("start(): a power cut, a lost lease", STARTS, faults="power runner-lease", starts=("P", "R")),
     _row("start(): a lost lease, crashes", STARTS, faults="runner-lease runner-crash crash", starts=("P", "R")),
     _row("a seed; a lost lease, a crash", STARTS, faults="seed runner-lease runner-crash", starts=("P",)),
     _row("after a loss: the slow end; a lost lease", ONE | {"R": [""]}, faults="loss runner-lease", starts=("P", "R")),

@@ -92,7 +92,7 @@ class World(NamedTuple):
     store: Snapshot
     budget: tuple[tuple[str, int], ...]
     slack: int = 0  # extra fetches that faults excuse, less those made
-    saved: Snapshot | None = None  # the instant that a loss of the store goes back to
+    saved: Snapshot | None = None  # what a loss of the store, or a power cut, goes back to
     lost: bool = False
     fetched: frozenset[str] = NONE
     finished: frozenset[str] = NONE
@@ -177,6 +177,7 @@ class Setting:
             store=store,
             budget=tuple(sorted(self.faults.items())),
             slack=slack,
+            saved=store if "power" in self.faults else None,
             counted=not self.runners,
         )
 
