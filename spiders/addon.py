@@ -68,6 +68,10 @@ class BusAddon:
             self.forever = settings.getbool("BUS_FOREVER")
             self._take_over(settings)
             self.filters = _filters(settings)
+            if settings.get("BUS_COOKIES", "worker") != "worker":
+                raise Misconfigured(
+                    "delete the line BUS_COOKIES of your settings: this version keeps cookies per worker"
+                )
         except BusError as error:
             _quit(error)
 
@@ -76,9 +80,7 @@ class BusAddon:
         settings.set("ITEM_PROCESSOR", ITEM_PROCESSOR, priority="addon")
         for name, path in (("SCHEDULER", SCHEDULER), ("ITEM_PROCESSOR", ITEM_PROCESSOR)):
             if settings[name] != path:
-                raise Misconfigured(
-                    f"delete the line {name} = {settings[name]!r} of your settings: {_REPLACES[name]}"
-                )
+                raise Misconfigured(f"delete the line {name} = {settings[name]!r} of your settings: {_REPLACES[name]}")
         downloader, spider = "DOWNLOADER_MIDDLEWARES", "SPIDER_MIDDLEWARES"
         _replace(settings, downloader, RetryMiddleware, load_object("spiders.retry.BusRetryMiddleware"))
         _replace(settings, downloader, RobotsTxtMiddleware, load_object("spiders.robots.RobotsMiddleware"))
@@ -111,9 +113,7 @@ def addon_of(crawler: Crawler) -> BusAddon:
     """The add-on of a crawler. Raises `Misconfigured` where there is none."""
     addon = crawler.get_addon(BusAddon)
     if addon is None:
-        raise Misconfigured(
-            'set ADDONS = {"spiders.BusAddon": 500}: the parts of crawlbus work only together'
-        )
+        raise Misconfigured('set ADDONS = {"spiders.BusAddon": 500}: the parts of crawlbus work only together')
     return addon
 
 

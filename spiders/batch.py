@@ -95,9 +95,7 @@ class Batch:
         out.counts.update(pages=len(self.finished), retries=len(self.retries), items=len(self.items))
         return out
 
-    def _prepare_link(
-        self, page: bytes, link: Link, out: Prepared, codec: RequestCodec, job: str, spider: str
-    ) -> None:
+    def _prepare_link(self, page: bytes, link: Link, out: Prepared, codec: RequestCodec, job: str, spider: str) -> None:
         try:
             body = codec.fill(link.template, link.url) if link.template else codec.encode(_request(link))
         except CodecError as error:

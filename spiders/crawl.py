@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from bus.errors import Misconfigured
 from bus.registry import connect_state
 from bus.settings import Settings, job_name, state_url
+from bus.shadows import shadows
 from bus.state import JobState, JobStatus
 from bus.url import hide_secrets, scheme
 from spiders.children import Child, ChildFailed
@@ -76,6 +77,8 @@ class Crawl:
 
     def run(self) -> CrawlResult:
         """To the job's end, or a signal. Raises `BusError`."""
+        if hidden := shadows():
+            raise Misconfigured(str(hidden[0]))
         if self.is_url and not urlsplit(self.target).scheme.startswith("http"):
             raise Misconfigured(f"{hide_secrets(self.target)!r} cannot be crawled: give a URL of http or https")
         spider = spider_class("site" if self.is_url else self.target, project_settings({}))
@@ -111,7 +114,9 @@ class Crawl:
         environment = {"CRAWLBUS_BUS": self.settings.bus, "CRAWLBUS_STATE": state_url(self.settings)}
         try:
             workers = [Child(self._child_arguments(), environment) for _ in range(self.workers)]
-            consumer = consumer_child(self.settings.bus, state_url(self.settings), self.sink, self.job) if self.sink else None
+            consumer = (
+                consumer_child(self.settings.bus, state_url(self.settings), self.sink, self.job) if self.sink else None
+            )
             fleet = Fleet(workers, consumer, state, self.job, on_look=self.on_look)
             try:
                 code, errors = await fleet.run(), ""

@@ -38,9 +38,7 @@ class Fetch:
         self.is_start = headers.get("start") is True
         self.request: Request | None = None
         self.items = 0  # ordinals given so far
-        self.repeats: dict[bytes, int] | None = (
-            None  # fingerprint -> how often a `dont_filter` request had it
-        )
+        self.repeats: dict[bytes, int] | None = None  # fingerprint -> how often a `dont_filter` request had it
         self.handler: Literal["callback", "errback"] | None = None  # called already: what comes is a link, no redirect
         self.exhausted: str | None = None  # a status worth a retry came back after the last attempt
         self.failure: tuple[Reason, str] | None = None

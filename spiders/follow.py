@@ -114,11 +114,7 @@ class Follower:
     def _referrer_of(self, links: Links, response: Response | None) -> Callable[[str], str | None]:
         """The Referer of a URL; every policy of the standard looks at its origin only."""
         middleware = self._referer
-        if (
-            middleware is None
-            or response is None
-            or any(name.lower() == "referer" for name in links.headers or ())
-        ):
+        if middleware is None or response is None or any(name.lower() == "referer" for name in links.headers or ()):
             return lambda url: None
         probe = Request("data:,", meta=links.meta)
         policy = middleware.policy(response, probe)

@@ -24,9 +24,7 @@ class Hooks:
     """`on_finish(request)` once for each request that leaves the engine; `on_close(reason)` when the spider itself
     raised CloseSpider. What a callback or errback made of a request is entered in its `Fetch`."""
 
-    def __init__(
-        self, engine: ExecutionEngine, on_finish: Callable[[Request], None], on_close: Callable[[str], None]
-    ):
+    def __init__(self, engine: ExecutionEngine, on_finish: Callable[[Request], None], on_close: Callable[[str], None]):
         self._engine, self._on_finish, self._on_close = engine, on_finish, on_close
 
     def install(self) -> None:
@@ -54,9 +52,7 @@ class Hooks:
         finally:
             self._on_finish = on_finish
         if seen != [probe]:
-            raise Unsupported(
-                "this version of Scrapy cannot be used: it does not tell when a request is done"
-            )
+            raise Unsupported("this version of Scrapy cannot be used: it does not tell when a request is done")
 
     def _wrap_remove(self, original: Callable[[Request], None]) -> Callable[[Request], None]:
         def remove_request(request: Request) -> None:

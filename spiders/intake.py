@@ -130,9 +130,7 @@ class Intake:
         await worker.alone()
 
     async def _put_back(self, delivery: Delivery) -> None:
-        self._worker.once(
-            "schema", "WARNING", "requests of a newer version of crawlbus are put back for later"
-        )
+        self._worker.once("schema", "WARNING", "requests of a newer version of crawlbus are put back for later")
         worker = self._worker
         await self._no_stale(lambda: delay(worker.transport, worker.reader, delivery, NEWER_SCHEMA_DELAY_S))
 

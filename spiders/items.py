@@ -39,9 +39,7 @@ class BusItemProcessor(ItemPipelineManager):
 
     async def process_item_async(self, item: Any) -> Any:
         worker, fetch = self._worker, current_fetch.get()
-        if isinstance(
-            item, Links
-        ):  # from the errback of a failed download, which bypasses spider middlewares
+        if isinstance(item, Links):  # from the errback of a failed download, which bypasses spider middlewares
             await worker.follow(item, None)
             raise DropItem("links, followed")
         ordinal = fetch.next_ordinal() if fetch is not None else worker.start_items.begin()

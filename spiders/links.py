@@ -85,9 +85,7 @@ class LinksMiddleware:
     def _worker(self) -> Worker:
         return worker_of(self._crawler)
 
-    async def process_spider_output(
-        self, response: Response, result: AsyncIterator[Any]
-    ) -> AsyncIterator[Any]:
+    async def process_spider_output(self, response: Response, result: AsyncIterator[Any]) -> AsyncIterator[Any]:
         worker = self._worker
         async for output in result:
             if type(output) is Links:

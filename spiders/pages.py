@@ -16,9 +16,7 @@ from spiders.fetch import Fetch
 __all__ = ["PageIds", "page_of", "repeat_of"]
 
 # A URL that w3lib's canonicalize_url and safe_url_string leave as it is: checked by a test against both.
-_PLAIN_URL = re.compile(
-    r"https?://[a-z0-9]+(?:[.-][a-z0-9]+)*(?::[0-9]{4,5})?(?:/(?!\.)[A-Za-z0-9._~-]+)*/?", re.ASCII
-)
+_PLAIN_URL = re.compile(r"https?://[a-z0-9]+(?:[.-][a-z0-9]+)*(?::[0-9]{4,5})?(?:/(?!\.)[A-Za-z0-9._~-]+)*/?", re.ASCII)
 _START = b"start"
 
 
@@ -65,12 +63,7 @@ class PageIds:
         if root and parent is None:
             return self._of_start(self._fingerprinter.fingerprint(request), filtered)
         if filtered or root:
-            if (
-                self._fast
-                and request.method == "GET"
-                and not request.body
-                and "verbatim_url" not in request.meta
-            ):
+            if self._fast and request.method == "GET" and not request.body and "verbatim_url" not in request.meta:
                 return self.of_url(request.url)
             return page_of(self._fingerprinter.fingerprint(request))
         assert parent is not None
@@ -108,6 +101,4 @@ def _fingerprint(url: str) -> bytes:
         url = canonicalize_url(url)
     elif url.count("/") == 2:
         url += "/"
-    return sha1(
-        f'{{"body": "", "headers": {{}}, "method": "GET", "url": {json.dumps(url)}}}'.encode()
-    ).digest()
+    return sha1(f'{{"body": "", "headers": {{}}, "method": "GET", "url": {json.dumps(url)}}}'.encode()).digest()

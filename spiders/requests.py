@@ -67,11 +67,7 @@ class RequestCodec:
         for name in _HANDLERS:
             if fields.get(name) is not None:
                 fields[name] = self.name_of(fields[name])
-        kept = {
-            name: value
-            for name, value in fields.items()
-            if value is not None and value != _DEFAULTS.get(name)
-        }
+        kept = {name: value for name, value in fields.items() if value is not None and value != _DEFAULTS.get(name)}
         packed = pack(kept)
         return len(kept), packed[len(_map_header(len(kept))) :]
 
@@ -106,9 +102,7 @@ class RequestCodec:
         name = self._names.get(function) if owner is self._spider or owner is type(self._spider) else None
         if name is None:
             shown = getattr(handler, "__qualname__", repr(handler))
-            raise CodecError(
-                f"{shown} is not a method of spider {self._spider.name}, and only such can be callbacks"
-            )
+            raise CodecError(f"{shown} is not a method of spider {self._spider.name}, and only such can be callbacks")
         return name
 
     def _method(self, name: object) -> Any:
@@ -141,11 +135,7 @@ def _own_methods(cls: type[Spider]) -> Iterator[tuple[str, Any]]:
     for name in sorted(own | {"parse"}):
         value = getattr(cls, name, None)
         function = getattr(value, "__func__", value)
-        if (
-            callable(function)
-            and hasattr(function, "__code__")
-            and (name == "parse" or not name.startswith("__"))
-        ):
+        if callable(function) and hasattr(function, "__code__") and (name == "parse" or not name.startswith("__")):
             yield name, function
 
 

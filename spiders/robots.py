@@ -154,9 +154,7 @@ class RobotsMiddleware:
         try:
             response = await self._fetch(f"{origin}/robots.txt")
         except IgnoreRequest:
-            return self._cache.answered(
-                origin, None
-            )  # a middleware of the project refused it, as with Scrapy's
+            return self._cache.answered(origin, None)  # a middleware of the project refused it, as with Scrapy's
         except Exception as error:
             stats.inc_value(f"robotstxt/exception_count/{type(error)}")
             return self._failed(origin, f"{type(error).__name__}: {error}")
@@ -179,9 +177,7 @@ class RobotsMiddleware:
     async def _fetch(self, url: str) -> Response:
         """The final answer. Redirects are followed here, so that no setting and no offsite rule hinders them."""
         for _ in range(MAX_REDIRECTS + 1):
-            meta = dict.fromkeys(
-                ("dont_obey_robotstxt", "dont_redirect", "dont_retry", "allow_offsite"), True
-            )
+            meta = dict.fromkeys(("dont_obey_robotstxt", "dont_redirect", "dont_retry", "allow_offsite"), True)
             fetch = Request(url, callback=NO_CALLBACK, priority=FETCH_PRIORITY, meta=meta, dont_filter=True)
             response = await self._crawler.engine.download_async(fetch)
             location = response.headers.get(b"Location")

@@ -21,10 +21,17 @@ from spiders.sinks import SinkBeside
 
 __all__ = ["run_worker"]
 
+
 class _Process(CrawlerProcess):
-    """Knows that a second signal came."""
+    """The first signal begins the grace time, the second one ends the process."""
 
     forced = False
+
+    def _signal_shutdown(self, signum: int, _: Any) -> None:
+        super()._signal_shutdown(signum, _)
+        for crawler in self.crawlers:
+            if (worker := addon_of(crawler).worker) is not None:
+                worker.begin_grace()
 
     def _signal_kill(self, signum: int, _: Any) -> None:
         self.forced = True
@@ -89,5 +96,3 @@ def _watch_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True, name="crawlbus-parent").start()
-
-

@@ -49,7 +49,12 @@ def read_urls(lines: Iterable[bytes], bad: list[BadLine]) -> Iterator[str]:
 def _is_url(text: str) -> bool:
     try:
         parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and len(text) <= MAX_URL_CHARS and "�" not in text
+        return (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and len(text) <= MAX_URL_CHARS
+            and "�" not in text
+        )
     except ValueError:
         return False
 

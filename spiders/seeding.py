@@ -49,9 +49,7 @@ async def load_seeds(settings: Settings, lines: Iterable[bytes], spider_name: st
             prefix = bus_options(settings.bus).prefix
             await transport.declare(*(request_queue(prefix, name, lane) for lane in LANES))
             pages = _pages(type(spider))
-            given, known = await seed(
-                transport, state, settings.bus, status.job, spider, pages, read_urls(lines, bad)
-            )
+            given, known = await seed(transport, state, settings.bus, status.job, spider, pages, read_urls(lines, bad))
         finally:
             await transport.aclose()
     return Loaded(name, given, known, bad)
@@ -149,4 +147,3 @@ def _id(pages: PageIds, url: str) -> bytes:
         return pages.of(Request(url), None, root=True, filtered=True)
     except ValueError as error:
         raise Misconfigured(f"{url!r} is no URL: {error}") from None
-

@@ -25,8 +25,6 @@ class BusSpider(Spider):
 
     item_key: Sequence[str] = ()
 
-    def follow_all(
-        self, response: Response, urls: Iterable[str | Selector], callback: Any = None, **kw: Any
-    ) -> Links:
+    def follow_all(self, response: Response, urls: Iterable[str | Selector], callback: Any = None, **kw: Any) -> Links:
         """All `urls` (strings, or selectors of `a` or `::attr(href)`) as one object; `kw` as for `Links`."""
         return Links(urls, callback, **kw)

@@ -80,6 +80,7 @@ class Worker:
         self._unacked = 0
         self.last: JobStatus | None = None
         self._armed = False
+        self._loop: asyncio.AbstractEventLoop
         self._tasks: list[asyncio.Task[None]] = []
         self._closing: asyncio.Task[None] | None = None
         self._stopping: asyncio.Future[JobStatus] | None = None
@@ -92,6 +93,7 @@ class Worker:
     async def open(self, spider: Spider) -> None:
         """Connect, join the job, and take the engine's hooks. Raises `BusError`."""
         self.spider = spider
+        self._loop = asyncio.get_running_loop()
         options = bus_options(self.settings.bus)
         name = self.settings.job or job_name(spider.name)
         self.transport = await connect_transport(self.settings.bus)
@@ -170,6 +172,16 @@ class Worker:
             await self.reader.aclose()
             await self.state.aclose()
             await self.transport.aclose()
+
+    def begin_grace(self) -> None:
+        """What is in flight may finish for `grace_s`; then it is handed back, and the process ends. May be called from
+        a signal handler."""
+        self._loop.call_soon_threadsafe(self._loop.call_later, self.settings.grace_s, self._give_up)
+
+    def _give_up(self) -> None:
+        logger.warning("%d requests were not finished in time; they are handed back", len(self._fetches))
+        self._closing = self._loop.create_task(self.aclose())
+        self._closing.add_done_callback(lambda _: os._exit(0))
 
     async def _hand_back(self) -> None:
         left = self.ready.clear() + list(self._fetches.values())

@@ -21,14 +21,10 @@ BUS, ITEMS, LOG = "demo.db", "demo.sqlite", "demo.log"
 def run_demo(call: Call) -> int:
     """Crawl the shop into `demo.sqlite`; returns the exit code of the crawl."""
     _make_room()
-    settings = call.settings(
-        bus=f"sqlite:///{BUS}", state=f"sqlite:///{BUS}", job="demo", sink=f"sqlite:///{ITEMS}"
-    )
+    settings = call.settings(bus=f"sqlite:///{BUS}", state=f"sqlite:///{BUS}", job="demo", sink=f"sqlite:///{ITEMS}")
     console = call.console
     with Shop() as shop, Bar(console) as bar:
-        console.print(
-            f"a small shop is open at {shop.url}; two workers crawl it, a consumer stores the products"
-        )
+        console.print(f"a small shop is open at {shop.url}; two workers crawl it, a consumer stores the products")
         crawl = Crawl(
             "demo",
             settings,
@@ -42,9 +38,7 @@ def run_demo(call: Call) -> int:
         raise Misconfigured(result.errors.removeprefix("crawlbus: "))
     if result.status is not None:
         print_summary(console, result.status, elapsed_s=result.elapsed_s, sink=ITEMS)
-        console.print(
-            f"\nwhy pages ended as dead letters:  [bold]crawlbus dead list --bus sqlite:///{BUS}[/bold]"
-        )
+        console.print(f"\nwhy pages ended as dead letters:  [bold]crawlbus dead list --bus sqlite:///{BUS}[/bold]")
         console.print("crawl a site of your own:         [bold]crawlbus crawl https://example.com[/bold]")
     return result.code
 
@@ -57,6 +51,4 @@ def _make_room() -> None:
                 try:
                     path.unlink()
                 except OSError as error:
-                    raise Misconfigured(
-                        f"{path} is in the way and cannot be removed: {error.strerror}"
-                    ) from None
+                    raise Misconfigured(f"{path} is in the way and cannot be removed: {error.strerror}") from None

@@ -29,9 +29,7 @@ _STYLES = ("Plain", "Blue", "Oak", "Tall", "Round", "Folding", "Striped", "Grey"
 _MAKERS = ("Aalto", "Brandt", "Costa", "Dahl", "Ebner")
 
 _XML = '<?xml version="1.0" encoding="UTF-8"?>\n'
-_ROBOTS = (
-    "User-agent: *\nDisallow: /cart\nDisallow: /account/\nAllow: /account/help\nSitemap: {url}/sitemap.xml\n"
-)
+_ROBOTS = "User-agent: *\nDisallow: /cart\nDisallow: /account/\nAllow: /account/help\nSitemap: {url}/sitemap.xml\n"
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title} - The Demo Shop</title></head>
 <body>

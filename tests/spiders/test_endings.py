@@ -144,7 +144,7 @@ def test_a_callback_that_raises_keeps_what_it_yielded_before(tmp_path: Path) -> 
 
 
 def test_pipelines_drop_raise_and_wait(tmp_path: Path) -> None:
-    pipelines = '''
+    pipelines = """
     import asyncio
     from scrapy.exceptions import DropItem
 
@@ -156,7 +156,7 @@ def test_pipelines_drop_raise_and_wait(tmp_path: Path) -> None:
             if item["url"].endswith("/raise"):
                 raise RuntimeError("a pipeline's own mistake")
             return {**item, "seen": True}
-    '''
+    """
     from textwrap import dedent
 
     (tmp_path / "pipelines.py").write_text(dedent(pipelines))

@@ -194,7 +194,10 @@ def test_what_is_no_request_is_a_codec_error(body: bytes) -> None:
 def test_what_cannot_travel_is_named() -> None:
     with pytest.raises(CodecError) as caught:
         codec.encode(Request("http://a.com", callback=spider.parse_item, meta={"a": [{"session": object()}]}))
-    assert str(caught.value) == "meta.a[0].session: a value of type builtins.object cannot travel (in a request for parse_item())"  # noqa: E501
+    assert (
+        str(caught.value)
+        == "meta.a[0].session: a value of type builtins.object cannot travel (in a request for parse_item())"
+    )  # noqa: E501
 
 
 def test_limits() -> None:
