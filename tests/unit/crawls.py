@@ -21,19 +21,13 @@ class Crawl(NamedTuple):
     log: str
 
 
-def plain_crawl(
-    folder: Path,
-    spider: str,
-    settings: dict[str, Any] | None = None,
-    timeout_s: float = 100,
-    **arguments: str,
-) -> Crawl:
-    """Crawl with `spider` ("module:Class") under plain Scrapy; its files go to `folder`."""
+def plain_crawl(folder: Path, spider: str, settings: dict[str, Any] | None = None, **arguments: str) -> Crawl:
+    """Crawl with `spider` ("module:Class") under plain Scrapy; `settings` win. Its files go to `folder`."""
     order = {"spider": spider, "settings": settings or {}, "arguments": arguments}
     run = subprocess.run(
         [sys.executable, "-P", "-m", "tests.unit.crawls", json.dumps(order)],
         cwd=folder, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        capture_output=True, text=True, timeout=timeout_s,
+        capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     items = [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()]
@@ -42,13 +36,12 @@ def plain_crawl(
 
 def _main(order: dict[str, Any]) -> None:
     from scrapy.crawler import CrawlerProcess
+    from scrapy.settings import Settings
 
     module, _, name = order["spider"].partition(":")
-    settings = {
-        "FEEDS": {"items.jsonl": {"format": "jsonlines"}},
-        "TELNETCONSOLE_ENABLED": False,
-        **order["settings"],
-    }
+    settings = Settings({"TELNETCONSOLE_ENABLED": False})
+    settings.setdict({"FEEDS": {"items.jsonl": {"format": "jsonlines", "overwrite": True}}}, "cmdline")
+    settings.setdict(order["settings"], "cmdline")
     process = CrawlerProcess(settings)
     crawler = process.create_crawler(getattr(importlib.import_module(module), name))
     process.crawl(crawler, **order["arguments"])
