@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from bus.codec import SCHEMA, pack, pack_array, unpack
 from bus.errors import CodecError
-from bus.message import Message, new_id
+from bus.message import Headers, Message, new_id
 
 __all__ = [
     "MAX_PACK_BYTES",
@@ -49,7 +49,7 @@ def pack_item(id: str, url: str | None, scraped_at: float, data: dict[str, Any])
 
 def item_messages(job: str, spider: str, run: int, packed: Sequence[bytes]) -> list[Message]:
     """Messages of at most 64 items and 256 KiB each; one larger item travels alone."""
-    headers = {"content-type": CONTENT_TYPE, "schema": SCHEMA, "job": job, "spider": spider, "run": run}
+    headers: Headers = {"content-type": CONTENT_TYPE, "schema": SCHEMA, "job": job, "spider": spider, "run": run}
     messages, batch, size = [], [], 0  # type: list[Message], list[bytes], int
     for item in packed:
         if batch and (len(batch) == MAX_PACK_ITEMS or size + len(item) > MAX_PACK_BYTES):
@@ -72,9 +72,7 @@ def read_items(message: Message) -> list[ItemRecord]:
         raise CodecError(f"items of schema {schema!r}, this version reads up to {SCHEMA}")
     job, spider, run = headers.get("job"), headers.get("spider"), headers.get("run")
     values = unpack(message.body)
-    if not (
-        isinstance(job, str) and isinstance(spider, str) and isinstance(run, int) and isinstance(values, list)
-    ):
+    if not (isinstance(job, str) and isinstance(spider, str) and isinstance(run, int) and isinstance(values, list)):
         raise CodecError("not items: a header or the body has the wrong type")
     records = []
     for value in values:

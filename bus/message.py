@@ -50,7 +50,7 @@ class Position(NamedTuple):
 
     partition: int
     offset: int
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]  # tuple.index is of no use here
 
     def __str__(self) -> str:
         return f"{self.partition}/{self.offset}" + (f".{self.index}" if self.index else "")

@@ -64,7 +64,8 @@ class BusAddon:
 
     def update_settings(self, settings: BaseSettings) -> None:
         try:
-            self.settings = load(**_ours(settings))
+            flags, project = _ours(settings)
+            self.settings = load(flags, project)
             self.forever = settings.getbool("BUS_FOREVER")
             self._take_over(settings)
             self.filters = _filters(settings)
@@ -124,14 +125,15 @@ def worker_of(crawler: Crawler) -> Worker:
     return worker
 
 
-def _ours(settings: BaseSettings) -> dict[str, dict[str, Any]]:
-    """The BUS_ settings: those of the command line are flags, the others the project's."""
-    found: dict[str, dict[str, Any]] = {"flags": {}, "scrapy": {}}
+def _ours(settings: BaseSettings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The BUS_ settings: those of the command line, which are flags, and the project's."""
+    flags: dict[str, Any] = {}
+    project: dict[str, Any] = {}
     for name in settings:
         if isinstance(name, str) and name.startswith("BUS_"):
             cmdline = (settings.getpriority(name) or 0) >= SETTINGS_PRIORITIES["cmdline"]
-            found["flags" if cmdline else "scrapy"][name] = settings[name]
-    return found
+            (flags if cmdline else project)[name] = settings[name]
+    return flags, project
 
 
 def _filters(settings: BaseSettings) -> bool:

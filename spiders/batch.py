@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from bus.codec import CodecError
 from bus.dead import Reason, dead_letter
-from bus.errors import OverLimit
+from bus.errors import CodecError, OverLimit
 from bus.message import Message, new_id
 from bus.state import Attempt
 from bus.topic import lane_of

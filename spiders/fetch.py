@@ -23,8 +23,21 @@ class Fetch:
     """One request being crawled. It ends exactly once: finished, dead, or given back to the bus as a retry."""
 
     __slots__ = (
-        "alone", "attempt", "closes", "delivery", "exhausted", "failure", "is_start", "items", "lane",
-        "origin", "page", "repeats", "request", "retry_delay_s", "handler",
+        "alone",
+        "attempt",
+        "closes",
+        "delivery",
+        "exhausted",
+        "failure",
+        "handler",
+        "is_start",
+        "items",
+        "lane",
+        "origin",
+        "page",
+        "repeats",
+        "request",
+        "retry_delay_s",
     )  # fmt: skip
 
     def __init__(self, delivery: Delivery, page: bytes, *, alone: bool = False) -> None:

@@ -13,7 +13,6 @@ from scrapy.spidermiddlewares import depth, httperror, metacopy, referer, start,
 from scrapy.utils.response import get_base_url
 from w3lib.url import safe_url_string
 
-from bus.errors import CodecError
 from spiders.batch import Link
 from spiders.pages import PageIds, is_plain
 from spiders.requests import RequestCodec
@@ -47,6 +46,8 @@ class Follower:
         self._max_url = length.maxlength if length is not None else None
         self._offsite = crawler.get_downloader_middleware(OffsiteMiddleware)
         self._hosts: dict[str, bool] = {}
+        assert crawler.spider is not None
+        self._spider = crawler.spider
 
     @staticmethod
     def usable(crawler: Crawler, pages: PageIds, ours: set[type]) -> bool:
@@ -103,7 +104,7 @@ class Follower:
         origin = _origin(url)
         allowed = self._hosts.get(origin)
         if allowed is None:
-            allowed = self._offsite.should_follow(Request(url), self._crawler.spider)
+            allowed = self._offsite.should_follow(Request(url), self._spider)
             if len(self._hosts) > 10_000:
                 self._hosts.clear()
             self._hosts[origin] = allowed

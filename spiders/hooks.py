@@ -1,5 +1,7 @@
-"""Where Scrapy tells us how a request ends. Scrapy has no public signal for it (its issue #7978 asks for
-`finish_request`), so three bound methods are wrapped on their instances, and a self-test proves that they are called."""
+"""Where Scrapy tells us how a request ends.
+
+Scrapy has no public signal for it (its issue #7978 asks for `finish_request`), so three bound methods are wrapped on
+their instances, and a self-test proves that the engine calls them there."""
 
 from __future__ import annotations
 
@@ -29,25 +31,26 @@ class Hooks:
 
     def install(self) -> None:
         """Raises `Unsupported` where this Scrapy does not have, or does not call, what is wrapped."""
-        slot, scraper = self._engine._slot, self._engine.scraper
+        slot: Any = self._engine._slot
+        scraper: Any = self._engine.scraper
         try:
             remove, error, call = slot.remove_request, scraper.handle_spider_error, scraper.call_spider_async
             slot.remove_request = self._wrap_remove(remove)
             scraper.handle_spider_error = self._wrap_error(error)
             scraper.call_spider_async = self._wrap_call(call)
-            self._self_test()
+            self._self_test(slot)
         except AttributeError as missing:
             raise Unsupported(
                 f"this version of Scrapy cannot be used: {missing}; crawlbus needs 2.18 or 2.19"
             ) from None
 
-    def _self_test(self) -> None:
+    def _self_test(self, slot: Any) -> None:
         """The engine must call the wrapper, through the instance."""
         seen: list[Request] = []
         probe, on_finish = Request("data:,crawlbus-self-test"), self._on_finish
         self._on_finish = seen.append
         try:
-            self._engine._slot.add_request(probe)
+            slot.add_request(probe)
             self._engine._remove_request(None, probe)
         finally:
             self._on_finish = on_finish
@@ -94,7 +97,7 @@ async def _call_errback(fetch: Fetch, original: Callable[..., Any], result: Fail
     except CloseSpider:
         raise
     except Exception:
-        if not result.check(IgnoreRequest):
+        if not isinstance(result.value, IgnoreRequest):
             fetch.fail("download", _describe(result))
         raise
     fetch.exhausted = None  # the errback took it

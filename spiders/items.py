@@ -12,7 +12,7 @@ from scrapy.exceptions import DropItem
 from scrapy.pipelines import ItemPipelineManager
 
 from bus.codec import pack
-from bus.dead import dead_letter
+from bus.dead import Reason, dead_letter
 from bus.errors import CodecError, OverLimit
 from bus.items import item_id, pack_item
 from bus.message import Message, new_id
@@ -33,6 +33,7 @@ class BusItemProcessor(ItemPipelineManager):
     _key: Sequence[str] = ()
 
     async def open_spider_async(self) -> None:
+        assert self.crawler is not None
         self._worker = worker_of(self.crawler)
         self._key = getattr(self.crawler.spider, "item_key", ())
         await super().open_spider_async()
@@ -80,7 +81,7 @@ class BusItemProcessor(ItemPipelineManager):
     def _bury(self, error: CodecError, id: str, url: str | None) -> None:
         """An item that cannot travel is a dead letter of its own; its page is finished all the same."""
         worker = self._worker
-        reason = "limit" if isinstance(error, OverLimit) else "item"
+        reason: Reason = "limit" if isinstance(error, OverLimit) else "item"
         detail = f"item {id} cannot be stored: {error}"
         worker.once("item", "ERROR", detail)
         letter = dead_letter(

@@ -31,7 +31,7 @@ def retry_delay_s(attempt: int) -> float:
     Half of the delay is fixed and half random (M. Brooker, "Exponential Backoff And Jitter", 2015), so that no
     retry is at once and those of one outage spread out.
     """
-    base_s = min(MAX_DELAY_S, 2 * MIN_DELAY_S * 2 ** (attempt - 1))
+    base_s: float = min(MAX_DELAY_S, 2 * MIN_DELAY_S * 2 ** (attempt - 1))
     return base_s / 2 + random() * base_s / 2
 
 

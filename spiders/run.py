@@ -12,6 +12,7 @@ from typing import Any
 from scrapy import Spider, signals
 from scrapy.crawler import Crawler, CrawlerProcess
 from scrapy.settings import Settings as ScrapySettings
+from twisted.python.failure import Failure
 
 from bus.errors import BusError
 from bus.state import JobStatus
@@ -51,7 +52,7 @@ def run_worker(
     errors: list[BaseException] = []
     crawler.signals.connect(_tell_first_fetch(), signals.request_reached_downloader, weak=False)
     beside = sink.attach(crawler) if sink is not None else None
-    process.crawl(crawler, **arguments).addErrback(lambda failure: errors.append(failure.value))
+    process.crawl(crawler, **arguments).addErrback(_keep(errors))
     _watch_parent()
     process.start()
     code = 130 if process.forced else _exit_code(crawler, errors)
@@ -71,6 +72,14 @@ def _exit_code(crawler: Crawler, errors: list[BaseException]) -> int:
     if worker.failed is not None:
         return worker.failed.exit_code if isinstance(worker.failed, BusError) else 1
     return worker.exit_code
+
+
+def _keep(errors: list[BaseException]) -> Callable[[Failure], None]:
+    def kept(failure: Failure) -> None:
+        if failure.value is not None:
+            errors.append(failure.value)
+
+    return kept
 
 
 def _tell_first_fetch() -> Callable[..., None]:

@@ -346,7 +346,8 @@ class Worker:
         while True:
             await asyncio.sleep(WATCHDOG_S)
             engine = self.crawler.engine
-            inside = engine.downloader.active | engine.scraper.slot.active
+            scraping = engine.scraper.slot.active if engine.scraper.slot is not None else set()
+            inside = engine.downloader.active | scraping
             gone = {request for request in self._fetches if request not in inside}
             for request in gone & suspects:
                 logger.error("%s left the engine without an end; it goes to the dead log", request)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from tests.spiders.scene import Crawled, Site, crawl, links, project
 
 SPIDER = """
@@ -242,7 +243,7 @@ def test_requests_keep_all_they_carry(tmp_path: Path) -> None:
             yield JsonRequest(self.url + "json", data={"k": [1]}, callback=self.deep, cb_kwargs={"price": 0, "at": 0})
 
         def deep(self, response, price, at):
-            yield {"class": type(response.request).__name__, "price": price, "at": repr(at), "m": response.meta.get("m")}
+            yield {"class": type(response.request).__name__, "price": price, "at": repr(at), "m": response.meta.get("m")}  # noqa: E501
     """
     site = Site({"/post": "x", "/json": "x"})
     done = run(tmp_path, site, spider)

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from tests.spiders.scene import Site, environment, left, links, project, stored
 
 SPIDER = """

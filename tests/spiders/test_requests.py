@@ -197,7 +197,7 @@ def test_what_cannot_travel_is_named() -> None:
     assert (
         str(caught.value)
         == "meta.a[0].session: a value of type builtins.object cannot travel (in a request for parse_item())"
-    )  # noqa: E501
+    )
 
 
 def test_limits() -> None:
