@@ -10,6 +10,7 @@ import json
 import sqlite3
 
 from adapters.sqlite import frontier
+from adapters.sqlite.process import is_gone, this_process
 from bus.errors import Misconfigured
 from bus.frontier import ends
 from bus.state import Job, JobState, JobStatus, WorkerReport
@@ -19,6 +20,7 @@ __all__ = [
     "all_jobs",
     "create",
     "drop",
+    "drop_dead",
     "end",
     "end_start",
     "forget",
@@ -41,7 +43,7 @@ CREATE TABLE IF NOT EXISTS state_jobs (
     UNIQUE (name, run));
 CREATE TABLE IF NOT EXISTS state_leases (
     job INTEGER NOT NULL, name TEXT NOT NULL, owner TEXT NOT NULL, expires REAL NOT NULL,
-    PRIMARY KEY (job, name)) WITHOUT ROWID;
+    process TEXT NOT NULL, PRIMARY KEY (job, name)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS state_reports (
     job INTEGER NOT NULL, worker TEXT NOT NULL, report TEXT NOT NULL, PRIMARY KEY (job, worker)) WITHOUT ROWID;
 """
@@ -186,10 +188,12 @@ def end_start(db: sqlite3.Connection, id: int, owner: str, now: float) -> bool:
 def acquire(db: sqlite3.Connection, id: int, name: str, owner: str, now: float, lease_s: float) -> bool:
     if name == "start" and db.execute("SELECT start_ended FROM state_jobs WHERE id = ?", (id,)).fetchone()[0]:
         return False
-    query = """INSERT INTO state_leases VALUES (:id, :name, :owner, :expires)
-        ON CONFLICT DO UPDATE SET owner = excluded.owner, expires = excluded.expires
+    query = """INSERT INTO state_leases VALUES (:id, :name, :owner, :expires, :process)
+        ON CONFLICT DO UPDATE SET owner = excluded.owner, expires = excluded.expires, process = excluded.process
         WHERE owner = excluded.owner OR expires <= :now"""
-    row = {"id": id, "name": name, "owner": owner, "expires": now + lease_s, "now": now}
+    row = {
+        "id": id, "name": name, "owner": owner, "expires": now + lease_s, "now": now, "process": this_process()
+    }  # fmt: skip
     return db.execute(query, row).rowcount == 1
 
 
@@ -197,6 +201,13 @@ def renew(db: sqlite3.Connection, id: int, name: str, owner: str, expires: float
     """Also where it has run out, as long as nobody else has taken it."""
     query = "UPDATE state_leases SET expires = ? WHERE job = ? AND name = ? AND owner = ?"
     db.execute(query, (expires, id, name, owner))
+
+
+def drop_dead(db: sqlite3.Connection) -> None:
+    """The leases of processes that are gone need not run out."""
+    for (process,) in db.execute("SELECT DISTINCT process FROM state_leases").fetchall():
+        if is_gone(process):
+            db.execute("DELETE FROM state_leases WHERE process = ?", (process,))
 
 
 def drop(db: sqlite3.Connection, id: int, name: str, owner: str) -> None:

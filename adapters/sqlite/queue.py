@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from adapters.sqlite.database import Database
+from adapters.sqlite.process import is_gone, this_process
 from adapters.sqlite.schema import TopicRow, pack, unpack
 from adapters.sqlite.watch import Watcher
 from bus.errors import BusError, Closed, StaleDelivery, Unsupported
@@ -65,7 +66,8 @@ class Owners:
     def add(self, connection: sqlite3.Connection, topic: int) -> int:
         """A new owner. Its number is random: no other is ever taken for it, even where this commit fails."""
         owner = random.getrandbits(62) + 1
-        connection.execute("INSERT INTO bus_owners VALUES (?, ?, ?)", (owner, topic, time.time() + self.lease_s))
+        expires = time.time() + self.lease_s
+        connection.execute("INSERT INTO bus_owners VALUES (?, ?, ?, ?)", (owner, topic, expires, this_process()))
         self._ids.add(owner)
         return owner
 
@@ -88,8 +90,17 @@ class Owners:
         connection.executemany(
             "UPDATE bus_owners SET expires = ? WHERE id = ?", [(now + self.lease_s, owner) for owner in self._ids]
         )
-        dead = connection.execute("SELECT id, topic FROM bus_owners WHERE expires < ?", (now,)).fetchall()
-        for owner, topic in dead:
+        self._take_back(connection, connection.execute("SELECT id, topic FROM bus_owners WHERE expires < ?", (now,)))
+
+    def sweep(self, connection: sqlite3.Connection) -> None:
+        """Take back the work of processes that are gone, before their leases run out."""
+        for (process,) in connection.execute("SELECT DISTINCT process FROM bus_owners").fetchall():
+            if is_gone(process):
+                query = "SELECT id, topic FROM bus_owners WHERE process = ?"
+                self._take_back(connection, connection.execute(query, (process,)))
+
+    def _take_back(self, connection: sqlite3.Connection, dead: sqlite3.Cursor) -> None:
+        for owner, topic in dead.fetchall():
             self.release(connection, owner, topic)
 
 

@@ -32,7 +32,7 @@ CREATE TABLE IF NOT EXISTS bus_delayed (
     id TEXT NOT NULL, key BLOB, headers BLOB, body BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS bus_delayed_due ON bus_delayed (topic, due);
 CREATE TABLE IF NOT EXISTS bus_owners (
-    id INTEGER PRIMARY KEY, topic INTEGER NOT NULL, expires REAL NOT NULL);
+    id INTEGER PRIMARY KEY, topic INTEGER NOT NULL, expires REAL NOT NULL, process TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS bus_log (
     place INTEGER PRIMARY KEY, at REAL NOT NULL, id TEXT NOT NULL, key BLOB, headers BLOB, body BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS bus_groups (

@@ -18,6 +18,7 @@ __all__ = ["SqliteState"]
 
 T = TypeVar("T")
 SWEEP_S = 2.0
+DEAD_SWEEP_S = 0.5
 GENERATION = "dedup-generation"
 
 
@@ -36,7 +37,7 @@ class SqliteState:
         self._clock = clock
         self._closed = False
         self._renewals: dict[tuple[Job, str, str], Callable[[], None]] = {}
-        self._stop_sweeping = database.every(SWEEP_S, jobs.sweep)
+        self._sweeps = [database.every(SWEEP_S, jobs.sweep), database.every(DEAD_SWEEP_S, jobs.drop_dead)]
 
     @classmethod
     async def connect(cls, url: str, *, clock: Clock | None = None) -> Self:
@@ -158,7 +159,8 @@ class SqliteState:
         if self._closed:
             return
         self._closed = True
-        self._stop_sweeping()
+        for stop in self._sweeps:
+            stop()
         held = list(self._renewals)
         for job, name, owner in held:
             self._stop_renewing(job, name, owner)

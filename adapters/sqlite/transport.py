@@ -22,6 +22,7 @@ __all__ = ["SqliteTransport"]
 
 LEASE_S = 30.0
 TRIM_EACH_S = 1.0
+SWEEP_EACH_S = 0.5
 
 
 class SqliteTransport:
@@ -91,6 +92,7 @@ class SqliteTransport:
             if not self._renewing:
                 self._renewing = True
                 self._periodic.append(self._database.every(self._owners.lease_s / 3, self._owners.renew))
+                self._periodic.append(self._database.every(SWEEP_EACH_S, self._owners.sweep))
         else:
             subscription = log = LogSubscription(self._database, self._watcher, row, group, prefetch)
             await log.begin(start)

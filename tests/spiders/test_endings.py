@@ -243,7 +243,8 @@ def test_requests_keep_all_they_carry(tmp_path: Path) -> None:
             yield JsonRequest(self.url + "json", data={"k": [1]}, callback=self.deep, cb_kwargs={"price": 0, "at": 0})
 
         def deep(self, response, price, at):
-            yield {"class": type(response.request).__name__, "price": price, "at": repr(at), "m": response.meta.get("m")}  # noqa: E501
+            kind = type(response.request).__name__
+            yield {"class": kind, "price": price, "at": repr(at), "m": response.meta.get("m")}
     """
     site = Site({"/post": "x", "/json": "x"})
     done = run(tmp_path, site, spider)

@@ -1,0 +1,46 @@
+"""Which process holds a lease, so that the work of one that was killed need not wait for the lease to run out."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+
+__all__ = ["is_gone", "this_process"]
+
+
+def this_process() -> str:
+    """A name for this process that no other on this machine gets: PID namespace, PID, and when it started."""
+    return _name(os.getpid())
+
+
+@functools.lru_cache(maxsize=1)
+def _name(pid: int) -> str:
+    return f"{_namespace()} {pid} {_started(pid)}"
+
+
+def is_gone(process: str) -> bool:
+    """True only where it is certain: its PID is of our namespace, and free, a zombie's, or another process's now."""
+    namespace, _, rest = process.partition(" ")
+    pid, _, started = rest.partition(" ")
+    if not started or not pid.isdigit() or namespace != _namespace():
+        return False
+    return _started(int(pid)) != started
+
+
+@functools.cache
+def _namespace() -> str:
+    """Of two containers that share a file, none can tell whether the other's processes live."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str:
+    """Field 22 of /proc/PID/stat (proc(5)); empty for what has ended, and where there is no /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
