@@ -138,7 +138,8 @@ class RobotsMiddleware:
         agent = self._own_agent or request.headers.get(b"User-Agent") or self._default_agent
         if not rules.parser.allowed(request.url, agent):
             self._crawler.stats.inc_value("robotstxt/forbidden")
-            logger.debug("Forbidden by robots.txt: %s", request)
+            level = logging.WARNING if request.meta.get("is_start_request") else logging.DEBUG
+            logger.log(level, "Forbidden by robots.txt: %s", request)
             raise IgnoreRequest("Forbidden by robots.txt")
 
     async def _fetch_once(self, origin: str, request: Request) -> Rules:

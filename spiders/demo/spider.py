@@ -8,6 +8,8 @@ from typing import Any
 from scrapy import Request, Spider
 from scrapy.http import Response, TextResponse
 
+from bus.errors import Misconfigured
+
 __all__ = ["DemoSpider"]
 
 
@@ -25,7 +27,7 @@ class DemoSpider(Spider):
     def __init__(self, url: str = "", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not url:
-            raise ValueError("the spider demo needs the address of the shop: -a url=http://127.0.0.1:PORT")
+            raise Misconfigured("the spider demo needs the address of the shop: -a url=http://127.0.0.1:PORT")
         self.url = url
 
     async def start(self) -> AsyncIterator[Any]:

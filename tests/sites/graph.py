@@ -142,9 +142,7 @@ class Graph:
 
     @cached_property
     def _troubled(self) -> list[str]:
-        numbers = random.Random(f"{self.seed}:trouble").sample(
-            range(1, self.pages + 1), self.failing + self.slow
-        )
+        numbers = random.Random(f"{self.seed}:trouble").sample(range(1, self.pages + 1), self.failing + self.slow)
         return [_path(number) for number in numbers]
 
     @cached_property
@@ -169,9 +167,7 @@ class Graph:
         if path in self.broken_paths:
             return Answer(500)
         if path in self.page_paths:
-            return Answer(
-                links=self.targets(int(path[1:] or 0)), delay_s=self.slow_s if path in self._slow else 0.0
-            )
+            return Answer(links=self.targets(int(path[1:] or 0)), delay_s=self.slow_s if path in self._slow else 0.0)
         number = path.removeprefix("/unlinked/")
         if number.isdecimal() and 1 <= int(number) <= self.unlinked:
             return Answer(links=["/"])
@@ -209,11 +205,7 @@ class _Site:
         if path.startswith(CONTROL):
             return self._control(path.removeprefix(CONTROL))
         self._log.append((time.time(), path))
-        if (
-            path in self._flaky
-            and isinstance(self._graph, Graph)
-            and self._failures[path] < self._graph.failures
-        ):
+        if path in self._flaky and isinstance(self._graph, Graph) and self._failures[path] < self._graph.failures:
             self._failures[path] += 1
             return reply("later\n", status=503)
         return self._known.get(path) or _render(path, self._graph.answer(path))

@@ -26,9 +26,7 @@ class _Host:
         if path != "/robots.txt":
             return self._redirect(path) or reply(HOME)
         status, headers, body = self._answers[min(self._asked[path], len(self._answers)) - 1]
-        return reply(
-            body, status=status, headers=headers.items(), content_type="text/plain", delay_s=self._slow_s
-        )
+        return reply(body, status=status, headers=headers.items(), content_type="text/plain", delay_s=self._slow_s)
 
     def _redirect(self, path: str) -> Reply | None:
         """/hop/N leads to /hop/N-1, and /hop/0 is a robots.txt."""

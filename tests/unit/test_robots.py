@@ -154,9 +154,7 @@ class _Host(ServerProcess):
 
 
 def _crawl(folder: Path, urls: list[str], settings: dict[str, Any] | None = None, **arguments: str) -> Crawl:
-    return plain_crawl(
-        folder, "tests.unit.test_robots:TableSpider", settings, urls=" ".join(urls), **arguments
-    )
+    return plain_crawl(folder, "tests.unit.test_robots:TableSpider", settings, urls=" ".join(urls), **arguments)
 
 
 def _got(crawl: Crawl, host: ServerProcess) -> dict[str, Any]:
@@ -169,9 +167,7 @@ def _got(crawl: Crawl, host: ServerProcess) -> dict[str, Any]:
 
 BIG = "#" + "x" * (MAX_PARSED_BYTES - 200)
 PADDED = f"User-agent: *\n{BIG}\nDisallow: /private\n" + "#" * 1000
-CUT = (
-    f"User-agent: *\nDisallow: /private\n#{'x' * (MAX_PARSED_BYTES - 45)}\nDisallow: /public/very-long-name\n"
-)
+CUT = f"User-agent: *\nDisallow: /private\n#{'x' * (MAX_PARSED_BYTES - 45)}\nDisallow: /public/very-long-name\n"
 
 
 FORBIDDEN, TROUBLE = "IgnoreRequest", "RobotsUnreachable"
@@ -233,9 +229,7 @@ def test_a_redirect_to_another_host_is_followed_though_that_host_is_offsite(tmp_
         elsewhere = other.url.replace("127.0.0.1", "localhost") + "/robots.txt"
         with _Host((301, {"Location": elsewhere}, "")) as host:
             settings = {"REDIRECT_ENABLED": False}
-            crawl = _crawl(
-                tmp_path, [f"{host.url}/private/x", f"{host.url}/x"], settings, allowed="127.0.0.1"
-            )
+            crawl = _crawl(tmp_path, [f"{host.url}/private/x", f"{host.url}/x"], settings, allowed="127.0.0.1")
         assert other.asked() == {"/robots.txt": 1}
     assert _got(crawl, host) == {"/private/x": "IgnoreRequest", "/x": 200}
 

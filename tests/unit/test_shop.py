@@ -64,9 +64,7 @@ def test_the_shop_is_the_same_in_each_run_but_for_its_address() -> None:
 def test_pages_have_about_twenty_links() -> None:
     site = ShopSite("http://127.0.0.1:1")
     counts = [
-        site(f"/products/{number:04d}").body.count(b"<a ")
-        for number in range(1, PRODUCTS + 1)
-        if number != FLAKY
+        site(f"/products/{number:04d}").body.count(b"<a ") for number in range(1, PRODUCTS + 1) if number != FLAKY
     ]
     assert 17 <= min(counts) <= max(counts) <= 22
 
