@@ -122,7 +122,7 @@ class SiteSpider(BusSpider):
             "depth": response.meta.get("depth", 0),
             "content_type": content_type.decode("latin-1") if content_type is not None else None,
             "length": len(response.body),
-            "text_sha256": sha256(visible_text(response).encode(errors="replace")).hexdigest() if is_text else None,
+            "text_sha256": _text_sha256(response) if isinstance(response, TextResponse) else None,
         }
 
     def _goes_on(self, response: Response) -> bool:
