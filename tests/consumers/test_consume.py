@@ -526,6 +526,31 @@ def test_a_lost_connection_is_waited_for_and_nothing_is_stored_twice(
     assert numbers("jsonl", tmp_path) == list(range(300))
 
 
+def test_a_gap_is_accepted_once_and_not_again_after_a_lost_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("consumers.daemon.FIRST_PAUSE_S", 0.01)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+
+    async def first(here: Scene) -> None:
+        await here.job()
+        await here.publish(messages(range(5)))
+        await here.consume(new_sink("jsonl", tmp_path))
+
+    async def second(here: Scene) -> None:
+        await here.job()
+        for number in range(5, 105):
+            await here.publish(messages([number]))
+        flaky: Any = Flaky(here.transport)
+        await Scene(flaky, here.state).consume(new_sink("jsonl", tmp_path), accept_gap=True, batch_items=3)
+        assert flaky.lost == 6
+
+    run(first, "sqlite", tmp_path / "a")
+    run(second, "sqlite", tmp_path / "b")
+    assert numbers("jsonl", tmp_path) == list(range(105))
+
+
 def test_on_uvloop(tmp_path: Path) -> None:
     async def main() -> None:
         async with scene("sqlite", tmp_path) as here:

@@ -158,10 +158,13 @@ def test_what_a_users_constraint_refuses_is_quarantined_alone(tmp_path: Path) ->
             "CREATE TRIGGER no_sevens BEFORE INSERT ON items WHEN new.data ->> 'number' % 7 = 0"
             " BEGIN SELECT RAISE(ABORT, 'no sevens'); END"
         )
+        db.execute("CREATE TABLE audit (id TEXT)")
+        db.execute("CREATE TRIGGER audited AFTER UPDATE ON items BEGIN INSERT INTO audit VALUES (new.id); END")
     (written,) = asyncio.run(fill(new_sink("sqlite", tmp_path), batch_of(map(record, range(1, 101)))))
     assert written == Written(86, 14)
     assert len(sqlite_items(path)) == 86
     assert query(path, "SELECT DISTINCT reason FROM sink_quarantine") == [("no sevens",)]
+    assert query(path, "SELECT * FROM audit") == []  # no row was written, and then written again
     assert asyncio.run(positions(new_sink("sqlite", tmp_path)))[0].next == Position(0, 100)
 
 
@@ -221,6 +224,22 @@ def test_what_was_not_committed_is_cut_off(tmp_path: Path) -> None:
         file.write(b'{"id": "half')
     asyncio.run(fill(new_sink("jsonl", tmp_path), batch_of([record(3)], start=2)))
     assert [item["data"]["number"] for item in jsonl_items(path)] == [1, 2, 3]
+
+
+def test_what_another_left_half_written_is_cut_off_too(tmp_path: Path) -> None:
+    """Two consumers share the file; one is killed in a write."""
+    path = tmp_path / "items.jsonl"
+
+    async def run() -> None:
+        sink = await opened(new_sink("jsonl", tmp_path))
+        await sink.write(batch_of([record(1)]))
+        with path.open("ab") as file:
+            file.write(b'{"id": "half')
+        await sink.write(batch_of([record(2)], start=1))
+        await sink.aclose()
+
+    asyncio.run(run())
+    assert [item["data"]["number"] for item in jsonl_items(path)] == [1, 2]
 
 
 def test_a_file_of_someone_else_is_never_touched(tmp_path: Path) -> None:
