@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from bus.capabilities import SeekBy
@@ -13,6 +16,21 @@ from bus.testing.checks import in_order
 from bus.testing.transport_scene import Bus, Stage, ids, refused, staged, until
 
 __all__ = ["LogChecks"]
+
+
+@contextmanager
+def far_from_utc() -> Iterator[None]:
+    """The process's local time is nine hours ahead."""
+    before = os.environ.get("TZ")
+    os.environ["TZ"] = "UTC-9"
+    time.tzset()
+    try:
+        yield
+    finally:
+        os.environ.pop("TZ")
+        if before is not None:
+            os.environ["TZ"] = before
+        time.tzset()
 
 
 class LogChecks(Bus):
@@ -162,7 +180,8 @@ class LogChecks(Bus):
         in_order(ids(late), ids(await stage.work(reader, 2)))
         await reader.seek(before)
         assert len(await stage.work(reader, 5)) == 5
-        reader = await stage.reader(topic, start=between.replace(tzinfo=None))
+        with far_from_utc():
+            reader = await stage.reader(topic, start=between.replace(tzinfo=None))
         in_order(ids(late), ids(await stage.work(reader, 2)))
         await reader.seek(datetime(2100, 1, 1, tzinfo=UTC))
         await stage.nothing(reader)
@@ -191,6 +210,16 @@ class LogChecks(Bus):
         await slow.seek("earliest")
         (got,) = await stage.work(slow, 1)
         assert (got.message.id, got.offset) == (late[0].id, 4)
+
+    @staged
+    async def test_a_log_is_kept_for_its_retention(self, stage: Stage) -> None:
+        """Acked or not."""
+        topic = await stage.log(retention_s=4)
+        await stage.publish(topic, 3)
+        await stage.work(await stage.reader(topic, group="g"), 3)
+        await asyncio.sleep(1)
+        await stage.publish(topic, 1)
+        await stage.work(await stage.reader(topic, start="earliest"), 4)
 
     @staged
     async def test_what_a_group_has_not_acked_is_kept(self, stage: Stage) -> None:

@@ -89,8 +89,10 @@ class QueueChecks(Bus):
         waiting = asyncio.create_task(reader.receive(max_messages=8, timeout_s=15))
         await asyncio.sleep(0.05)
         assert not waiting.done()
+        began = time.monotonic()
         await reader.ack(held[:1])
         assert len(await waiting) == 1
+        assert time.monotonic() - began < 5, "an ack does not wake the reader that waits for room"
 
     @staged
     async def test_cancelled_receive_loses_nothing(self, stage: Stage) -> None:
@@ -197,6 +199,25 @@ class QueueChecks(Bus):
         await reader.aclose()
         reader = await stage.reader(topic, by=stage.two)
         assert ids(await stage.work(reader, 1)) == ids([again[1]])
+        await stage.nothing(reader)
+
+    @staged
+    async def test_a_lost_lease_may_show_at_receive(self, stage: Stage) -> None:
+        """The reader is given its own work again, has room for it, and only the new deliveries can be acked."""
+        topic = await stage.queue()
+        await stage.publish(topic, 5)
+        reader = await stage.reader(topic, prefetch=3)
+        lost = await stage.take(reader, 2)
+        try:
+            await self.expel(reader)
+        except NotImplementedError:
+            return
+        again = await stage.take(reader, 3)
+        assert ids(again)[:2] == ids(lost)
+        error = await refused(StaleDelivery, reader.ack(lost))
+        assert list(error.deliveries) == lost
+        await reader.ack(again)
+        await stage.work(reader, 2)
         await stage.nothing(reader)
 
     @staged
