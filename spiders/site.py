@@ -226,8 +226,8 @@ def title(response: HtmlResponse) -> str | None:
 
 
 def visible_text(response: TextResponse) -> str:
-    """The text of a page's body without script, style, noscript and template, white space collapsed; of any other
-    text, all of it."""
+    """The text nodes of a page's body, one after the other, but for those in script, style, noscript and template;
+    white space collapsed. Of any other text, all of it."""
     if not isinstance(response, HtmlResponse):
         return " ".join(response.text.split())
     body = response.selector.root.find("body")
