@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scrapy.crawler import Crawler
 from scrapy.exceptions import CloseSpider
 from scrapy.http import HtmlResponse, Request, Response, TextResponse, XmlResponse
-from scrapy.utils.test import get_crawler
 
 from bus.errors import Misconfigured
 from spiders.links import Links
@@ -252,7 +252,7 @@ def test_a_start_that_robots_txt_forbids_is_said(tmp_path: Path) -> None:
     ("url", "delay_s", "at_once"), [("https://example.com", 1, 1), ("http://127.0.0.2:8000", 0, 16)]
 )
 def test_one_request_a_second_unless_it_is_this_machine(url: str, delay_s: float, at_once: int) -> None:
-    crawler = get_crawler(SiteSpider)
+    crawler = Crawler(SiteSpider)
     SiteSpider.from_crawler(crawler, url)
     assert crawler.settings.getfloat("DOWNLOAD_DELAY") == delay_s
     assert crawler.settings.getint("CONCURRENT_REQUESTS_PER_DOMAIN") == at_once
