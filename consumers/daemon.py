@@ -144,15 +144,16 @@ class _Consumer:
         reader = LogReader(self._batcher(), self._options.job, self._on_gap, self._replaced)
         start = reader.begin(stored, lag, self._time())
         prefetch = max(256, 4 * self._options.batch_items)  # a batch of single items, and those on their way
-        subscription = await self._transport.subscribe(
-            topic, group=self._options.name, prefetch=prefetch, start=start or "earliest"
-        )
         try:
-            await self._pump(reader, subscription)
+            subscription = await self._transport.subscribe(
+                topic, group=self._options.name, prefetch=prefetch, start=start or "earliest"
+            )
+            try:
+                await self._pump(reader, subscription)
+            finally:
+                await subscription.aclose()
         except PositionExpired as error:
             raise LogGap(consumer, Gap(error.asked, error.first, error.end)) from None
-        finally:
-            await subscription.aclose()
 
     def _batcher(self) -> Batcher:
         options = self._options
