@@ -185,6 +185,7 @@ def test_stopped_replaced_and_continued_it_changes_nothing(kind: str, tmp_path: 
         # it must hold no lock when it is stopped: whoever came next would wait until it goes on
         with lock("sqlite", tmp_path / "bus.db"), lock(kind, path):
             os.kill(stale.pid, signal.SIGSTOP)
+            os.waitpid(stale.pid, os.WUNTRACED)  # until it stands
         on_bus(tmp_path, messages(range(100, 300)))
         code, _, err = consume(tmp_path, *sink, "--limit", "150")
         assert (code, err) == (0, "")
