@@ -214,7 +214,7 @@ class State(Protocol):
         `end_start` has been called. Names: `start`, `seed:…`, `worker:…`, `forever:…`.
 
         Renewed from a thread of the state's own each `lease_s / 3` until `drop` or `aclose`, so that a callback
-        that blocks the event loop loses nothing; gone `lease_s` after the death of the process.
+        that blocks the event loop loses nothing; gone at the latest `lease_s` after the death of the process.
         """
         ...
 

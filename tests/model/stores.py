@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from adapters.memory.state import Lease, MemoryState, Run
 from adapters.memory.state import Store as MemoryStore
 from adapters.sqlite.database import Database
+from adapters.sqlite.process import this_process
 from adapters.sqlite.state import SqliteState
 from bus.frontier import Begun
 from bus.state import LEASE_S, Job, JobState, State
@@ -131,7 +132,8 @@ class SqliteDriver:
             )
             db.executemany("INSERT INTO state_pages VALUES (1, ?, ?)", s.pages)
             db.executemany("INSERT INTO state_begun VALUES (1, ?, ?, ?, ?)", [(p, *b) for p, b in s.begun])
-            db.executemany("INSERT INTO state_leases VALUES (1, ?, ?, ?)", [(*x, LEASE_S) for x in s.leases])
+            leases = [(name, owner, LEASE_S, this_process()) for name, owner in s.leases]
+            db.executemany("INSERT INTO state_leases VALUES (1, ?, ?, ?, ?)", leases)
 
         self.run(self._database.write(fill, durable=False))
 
