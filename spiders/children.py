@@ -107,13 +107,14 @@ class Child:
 
 
 async def _relay(stream: asyncio.StreamReader) -> str:
-    """Pass its log on; keep the last line that is an error of ours."""
+    """Pass its log on; keep the last line that is an error of ours, which is told once, at the end."""
     kept = ""
     while line := await stream.readline():
-        sys.stderr.buffer.write(line)
-        sys.stderr.buffer.flush()
         if line.startswith(b"crawlbus: "):
             kept = line.decode(errors="replace").strip()
+        else:
+            sys.stderr.buffer.write(line)
+            sys.stderr.buffer.flush()
     return kept
 
 

@@ -64,7 +64,8 @@ class Outbox:
         self._topics, self._job, self._spider = topics, job, spider
         self._on_ended, self._on_failure = on_ended, on_failure
         self._batch = Batch()
-        self._busy = False
+        self._filling, self._acked = 0, -1  # numbers of batches
+        self._busy = self._broken = False
         self._due = asyncio.Event()
         self._changed = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -146,14 +147,16 @@ class Outbox:
 
     async def room(self) -> None:
         """Wait while the outbox is full, so that a callback may yield a million links."""
-        while self.full:
+        while self.full and not self._broken:
             self.hurry()
             await self._wait_for_change()
 
     async def flush(self) -> None:
-        """Wait until all that is in here now is marked and acknowledged."""
-        while not self.empty:
-            self.hurry()
+        """Wait until all that is in here now is marked and acknowledged, or the outbox has failed."""
+        last = self._filling if self._batch.size else self._filling - 1
+        while self._acked < last and not self._broken:
+            if self._filling <= last:
+                self.hurry()
             await self._wait_for_change()
 
     async def _wait_for_change(self) -> None:
@@ -182,11 +185,17 @@ class Outbox:
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            self._on_failure(error)
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._broken = True
+        self._changed.set()
+        self._on_failure(error)
 
     async def send(self) -> None:
         """Send one batch: all that is in here now."""
         batch, self._batch = self._batch, Batch()
+        number, self._filling = self._filling, self._filling + 1
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -195,7 +204,7 @@ class Outbox:
         try:
             out = await self._publish(batch)
             await self._settle(out)
-            await self._ack_behind(out.ended)
+            await self._ack_behind(number, out.ended)
         finally:
             self._busy = False
             self._changed.set()
@@ -227,14 +236,16 @@ class Outbox:
         if out.attempts:
             await self._insist(lambda: self._state.retry(job, out.attempts))
 
-    async def _ack_behind(self, ended: list[Fetch]) -> None:
+    async def _ack_behind(self, number: int, ended: list[Fetch]) -> None:
         """Acknowledge while the next batch is on its way; never two at a time."""
         if self._acks is not None:
             await self._acks
         if ended:
-            self._acks = asyncio.get_running_loop().create_task(self._ack(ended))
+            self._acks = asyncio.get_running_loop().create_task(self._ack(number, ended))
+        else:
+            self._acked = number
 
-    async def _ack(self, ended: list[Fetch]) -> None:
+    async def _ack(self, number: int, ended: list[Fetch]) -> None:
         try:
             await self._reader.ack([fetch.delivery for fetch in ended])
         except StaleDelivery as stale:
@@ -245,11 +256,12 @@ class Outbox:
         except ConnectionLost:
             pass  # they come again, and `arrive` finds them done
         except Exception as error:
-            self._on_failure(error)
+            self._fail(error)
             return
         finally:
             self._acks = None
             self._changed.set()
+        self._acked = number
         self._on_ended(len(ended))
 
     async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:

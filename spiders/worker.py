@@ -16,7 +16,7 @@ from bus.lanes import LaneReader
 from bus.message import new_id
 from bus.registry import connect_state, connect_transport
 from bus.settings import Settings, job_name, state_url
-from bus.state import Job, JobState, JobStatus, State
+from bus.state import Job, JobState, JobStatus, State, WorkerReport
 from bus.topic import LANES, dead_log, item_log, request_queue
 from bus.transport import Transport
 from bus.url import bus_options
@@ -79,7 +79,7 @@ class Worker:
         self._fetches: dict[Request, Fetch] = {}
         self._unacked = 0
         self.last: JobStatus | None = None
-        self._armed = False
+        self._armed = self._opened = False
         self._loop: asyncio.AbstractEventLoop
         self._tasks: list[asyncio.Task[None]] = []
         self._closing: asyncio.Task[None] | None = None
@@ -103,8 +103,9 @@ class Worker:
         await self.transport.declare(*lanes.values(), *logs)
         status = await self.state.join(name, spider=spider.name)
         self.job = status.job
-        self._refuse_shared_feeds(status)
         await self.state.acquire(self.job, f"worker:{self.id}", self.id)
+        status = await self.state.report(self.job, WorkerReport(self.id, 0, 0)) or status
+        self._refuse_shared_feeds(status)
         if self.forever:
             await self.state.acquire(self.job, f"forever:{self.id}", self.id)
         self.lane_topics = [topic.name for topic in lanes.values()]
@@ -126,6 +127,7 @@ class Worker:
         Hooks(self.crawler.engine, self._finish, self.stop_job).install()
         self.crawler.signals.connect(self._arm, signals.spider_opened)
         self.outbox.open()
+        self._opened = True
         self.heard(status)
         if status.state is JobState.FINISHED and not self.forever:
             logger.info("job %s is finished; `crawlbus crawl --restart` crawls it anew", name)
@@ -154,6 +156,8 @@ class Worker:
 
     async def aclose(self) -> None:
         """Flush what was yielded, hand the rest back, leave."""
+        if not self._opened:
+            return
         self.leaving = self.leaving or "closed"
         for task in self._tasks:
             task.cancel()
@@ -372,7 +376,7 @@ class Worker:
     def _refuse_shared_feeds(self, status: JobStatus) -> None:
         feeds = self.crawler.settings.getdict("FEEDS")
         local = [str(uri) for uri in feeds if "://" not in str(uri) or str(uri).startswith("file:")]
-        if local and status.workers:
+        if local and len(status.workers) > 1:
             raise Misconfigured(
                 f"FEEDS writes to the local file {local[0]}, and another worker of job {status.job.name} is running: "
                 "use --sink in place of FEEDS"
