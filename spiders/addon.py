@@ -7,7 +7,7 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from scrapy.downloadermiddlewares.retry import RetryMiddleware
@@ -23,6 +23,7 @@ from bus.settings import Settings, load
 if TYPE_CHECKING:
     from scrapy.crawler import Crawler
 
+    from bus.state import JobStatus
     from spiders.worker import Worker
 
 __all__ = ["BusAddon", "addon_of", "worker_of"]
@@ -47,6 +48,7 @@ class BusAddon:
     settings: Settings
     filters: bool = True
     forever: bool = False
+    on_look: Callable[[JobStatus], None] | None = None  # hears how the job stands
 
     def __init__(self, crawler: Crawler) -> None:
         self._crawler = crawler

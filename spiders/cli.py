@@ -62,14 +62,12 @@ def crawl(
         target, settings, workers=workers, forever=ending == "forever", restart=restart, arguments=arguments,
         overrides={**levels, **overrides}, as_worker=as_worker,
     )  # fmt: skip
-    if workers == 1:
+    if as_worker:
+        return plan.run().code
+    with Bar(call.console) as bar:
+        plan.on_look = bar.show
         result = plan.run()
-    else:
-        with Bar(call.console) as bar:
-            plan.on_look = bar.show
-            result = plan.run()
-    if not as_worker:
-        _tell(call, plan, result)
+    _tell(call, plan, result)
     return result.code
 
 

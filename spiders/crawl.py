@@ -91,7 +91,7 @@ class Crawl:
         else:
             settings = project_settings(self._scrapy_settings())
             sink = SinkBeside(self.settings.bus, state_url(self.settings), self.sink, self.job) if self.sink else None
-            code, status = run_worker(spider, settings, self._spider_arguments(), sink)
+            code, status = run_worker(spider, settings, self._spider_arguments(), sink, self.on_look)
             result = CrawlResult(code, status)
         result.elapsed_s = time.monotonic() - began_s
         return result

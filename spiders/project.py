@@ -34,7 +34,7 @@ def project_settings(overrides: Mapping[str, Any]) -> ScrapySettings:
     if not any(key is BusAddon or key in ("spiders.BusAddon", "spiders.addon.BusAddon") for key in addons):
         settings.set("ADDONS", {**addons, BusAddon: 500}, priority="cmdline")
     if (settings.getpriority("LOG_LEVEL") or 0) < SETTINGS_PRIORITIES["project"]:
-        settings.set("LOG_LEVEL", "INFO", priority="project")
+        settings.set("LOG_LEVEL", "WARNING", priority="project")
     for name, value in overrides.items():
         settings.set(name, value, priority="cmdline")
     return settings

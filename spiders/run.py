@@ -40,7 +40,11 @@ class _Process(CrawlerProcess):
 
 
 def run_worker(
-    cls: type[Spider], settings: ScrapySettings, arguments: Mapping[str, str], sink: SinkBeside | None = None
+    cls: type[Spider],
+    settings: ScrapySettings,
+    arguments: Mapping[str, str],
+    sink: SinkBeside | None = None,
+    on_look: Callable[[JobStatus], None] | None = None,
 ) -> tuple[int, JobStatus | None]:
     """Crawl until the job ends or a signal comes; returns the exit code and how the job stood then.
 
@@ -53,6 +57,8 @@ def run_worker(
     crawler.signals.connect(_tell_first_fetch(), signals.request_reached_downloader, weak=False)
     beside = sink.attach(crawler) if sink is not None else None
     process.crawl(crawler, **arguments).addErrback(_keep(errors))
+    if not errors:
+        addon_of(crawler).on_look = on_look
     _watch_parent()
     process.start()
     code = 130 if process.forced else _exit_code(crawler, errors)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from scrapy import Request, signals
@@ -64,8 +64,15 @@ class Worker:
     presence: Presence
     intake: Intake
 
-    def __init__(self, crawler: Crawler, settings: Settings, *, forever: bool = False) -> None:
-        self.crawler, self.settings, self.forever = crawler, settings, forever
+    def __init__(
+        self,
+        crawler: Crawler,
+        settings: Settings,
+        *,
+        forever: bool = False,
+        on_look: Callable[[JobStatus], None] | None = None,
+    ) -> None:
+        self.crawler, self.settings, self.forever, self.on_look = crawler, settings, forever, on_look
         self.id = f"{socket.gethostname()}-{os.getpid()}-{new_id()[:8]}"
         self.seen = SeenFilter()
         self.start_items = StartItems()
@@ -230,6 +237,8 @@ class Worker:
             self.leave("stopped")
         self.paused = status.state is JobState.PAUSED
         self.last = status
+        if self.on_look is not None:
+            self.on_look(status)
         if status.state is JobState.FINISHED and not self.forever and self.idle:
             self.end()
         generation = status.counters.get("dedup-generation", 0)
