@@ -69,8 +69,8 @@ def worker(pages: int, runs: int, sites: Sequence[str], contestants: Sequence[st
 def _print_table(measured: Sequence[Measured]) -> None:
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("repeated")
-    table.add_column("contestant")
-    for name in ("CPU ms a page", "from - to", "ratio", "pages/s", "MB"):
+    table.add_column("contestant", no_wrap=True)
+    for name in ("CPU ms/page", "from - to", "ratio", "pages/s", "MB"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in summary(measured):
         table.add_row(*row)
