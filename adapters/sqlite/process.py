@@ -25,7 +25,8 @@ def is_gone(process: str) -> bool:
     pid, _, started = rest.partition(" ")
     if not started or not pid.isdigit() or namespace != _namespace():
         return False
-    return _started(int(pid)) != started
+    now = _started(int(pid))
+    return now != started if now else not _is_hidden(int(pid))
 
 
 @functools.cache
@@ -38,9 +39,20 @@ def _namespace() -> str:
 
 
 def _started(pid: int) -> str:
-    """Field 22 of /proc/PID/stat (proc(5)); empty for what has ended, and where there is no /proc."""
+    """Field 22 of /proc/PID/stat (proc(5)), "ended" for a zombie; empty where there is nothing to read."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
-    return "" if fields[0] in "ZX" else fields[19]
+    return "ended" if fields[0] in "ZX" else fields[19]
+
+
+def _is_hidden(pid: int) -> bool:
+    """It is another user's, and /proc is mounted with `hidepid`."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

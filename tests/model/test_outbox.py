@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -28,6 +29,8 @@ from spiders.requests import RequestCodec
 from spiders.seen import SeenFilter
 
 SITE = {"a": "bc", "b": "cd", "c": "ad", "d": "e", "e": ""}  # page -> links
+SOAK, FULL = "CRAWLBUS_SOAK" in os.environ, "CI" in os.environ or "CRAWLBUS_SOAK" in os.environ
+SCHEDULES = 200_000 if SOAK else 15_000 if FULL else 1_000  # and about 10,000 exhaustive ones
 RETRIED, DEAD = "d", "e"  # fails once; its callback raises
 QUEUE, ITEMS, LETTERS = "m.requests", "m.items", "m.dead"
 
@@ -239,18 +242,26 @@ def test_one_fault_at_every_call(fault: str) -> None:
 
 
 def test_two_faults_at_every_pair_of_calls() -> None:
-    for first in range(1, CALLS + 1, 2):
-        for second in range(first + 1, CALLS + 8, 3):
-            crawl({first: "after", second: "before"})
+    """Exhaustive; a schedule is one crawl."""
+    kinds = ("before", "after", "unconfirmed")
+    for first in range(1, CALLS + 1):
+        for second in range(first + 1, CALLS + 8, 1 if FULL else 5):
+            for one in kinds:
+                for other in kinds:
+                    crawl({first: one, second: other})
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_two_processes_in_random_interleavings_with_random_faults(seed: int) -> None:
-    rng = random.Random(seed)
-    faults = {
-        rng.randrange(1, 2 * CALLS): rng.choice(["before", "after", "unconfirmed"]) for _ in range(rng.randrange(4))
-    }
-    crawl(faults, workers=2, seed=seed)
+@pytest.mark.parametrize("part", range(4))
+@pytest.mark.timeout(600)
+def test_two_processes_in_random_interleavings_with_random_faults(part: int) -> None:
+    for seed in range(part * SCHEDULES // 4, (part + 1) * SCHEDULES // 4):
+        rng = random.Random(seed)
+        kinds = ["before", "after", "unconfirmed"]
+        faults = {rng.randrange(1, 2 * CALLS): rng.choice(kinds) for _ in range(rng.randrange(4))}
+        try:
+            crawl(faults, workers=2, seed=seed)
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}, {faults}: {error}") from error
 
 
 class EagerMark(Outbox):
