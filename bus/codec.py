@@ -2,6 +2,7 @@
 
 Kept exactly: None, bool, int of any size, float, str (lone surrogates too), bytes, list, tuple, set, dict with any
 hashable of these as key, datetime, date, Decimal. Nothing else, and no subclass: what comes out is what went in.
+But for text: a subclass of str, as lxml's strings and Scrapy's link texts are, comes out as the equal str.
 Nothing read here names code.
 """
 
@@ -77,8 +78,10 @@ def _unpackb(data: bytes) -> Any:
     )
 
 
-def _extend(value: Any) -> msgpack.ExtType:
+def _extend(value: Any) -> msgpack.ExtType | str:
     kind = type(value)
+    if isinstance(value, str):
+        return str.__str__(value)
     if kind is tuple:
         return msgpack.ExtType(_TUPLE, _packb(list(value)))
     if kind is set:
@@ -169,7 +172,7 @@ def _first_bad(value: Any, path: str) -> CodecError | None:
         return None
     if kind in _CONTAINERS:
         return next((bad for i, child in enumerate(value) if (bad := walk(child, f"{path}[{i}]"))), None)
-    if kind in _SCALARS:
+    if kind in _SCALARS or isinstance(value, str):
         try:
             _packb(value)
         except (TypeError, ValueError, OverflowError) as error:

@@ -19,6 +19,7 @@ from scrapy.utils.reactor import is_reactor_installed
 
 from bus.errors import BusError, Misconfigured
 from bus.settings import Settings, load
+from bus.shadows import shadows
 
 if TYPE_CHECKING:
     from scrapy.crawler import Crawler
@@ -59,7 +60,10 @@ class BusAddon:
 
     @classmethod
     def update_pre_crawler_settings(cls, settings: BaseSettings) -> None:
-        """The event loop can be set here only; later it ends every crawl with an error."""
+        """The event loop can be set here only; later it ends every crawl with an error. And only here is it early
+        enough to tell that a project's package has a name of ours: its spiders would not be found."""
+        if hidden := shadows():
+            _quit(Misconfigured(str(hidden[0])))
         free = settings.getpriority("ASYNCIO_EVENT_LOOP") in (None, SETTINGS_PRIORITIES["default"])
         if free and not is_reactor_installed() and importlib.util.find_spec("uvloop"):
             settings.set("ASYNCIO_EVENT_LOOP", UVLOOP, priority="addon")
