@@ -44,6 +44,7 @@ class Prepared(NamedTuple):
     attempts: list[Attempt]
     ended: list[Fetch]  # to be acknowledged, in their order
     counts: Counter[str]
+    unfit: list[str]  # why links cannot travel
 
 
 class Batch:
@@ -67,7 +68,7 @@ class Batch:
 
     def prepare(self, unseen: Iterable[bytes], codec: RequestCodec, job: str, spider: str) -> Prepared:
         """Encode the links in `unseen`; the others were seen before."""
-        out = Prepared({}, {}, self.items, list(self.dead), [], [], [], [], Counter(self.counts))
+        out = Prepared({}, {}, self.items, list(self.dead), [], [], [], [], Counter(self.counts), [])
         now = time.time()
         unseen = list(unseen)
         out.counts["duplicates"] += len(self.links) - len(unseen)
@@ -99,6 +100,7 @@ class Batch:
             body = codec.fill(link.template, link.url) if link.template else codec.encode(_request(link))
         except CodecError as error:
             reason: Reason = "limit" if isinstance(error, OverLimit) else "encode"
+            out.unfit.append(str(error))
             lost = Message(new_id(), b"", {"page": page, "source": link.source})
             letter = dead_letter(
                 lost,

@@ -65,7 +65,8 @@ class Outbox:
         self._on_ended, self._on_failure = on_ended, on_failure
         self._batch = Batch()
         self._filling, self._acked = 0, -1  # numbers of batches
-        self._busy = self._broken = False
+        self._busy = self._broken = self._said_unfit = False
+        self.pages = 0  # finished through here
         self._due = asyncio.Event()
         self._changed = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -216,6 +217,9 @@ class Outbox:
         job, pages = self._job, list(batch.links)
         unseen = await self._insist(lambda: self._state.check(job, pages)) if pages else set()
         out = batch.prepare([page for page in pages if page in unseen], self._codec, job.name, self._spider)
+        if out.unfit and not self._said_unfit:
+            self._said_unfit = True
+            logger.error("a request cannot travel: %s (said once; `crawlbus dead list` shows them all)", out.unfit[0])
         calls = [(self._topics.lanes[lane], messages) for lane, messages in out.requests.items()]
         calls += out.retries.items()
         if out.items:
@@ -233,6 +237,7 @@ class Outbox:
         job = self._job
         if out.mark or out.finish or out.counts.total():
             await self._insist(lambda: self._state.mark(job, out.mark, finish=out.finish, counts=out.counts))
+        self.pages += out.counts["pages"]
         if out.attempts:
             await self._insist(lambda: self._state.retry(job, out.attempts))
 

@@ -16,12 +16,12 @@ __all__ = ["Presence"]
 
 logger = logging.getLogger(__name__)
 
-IDLE_LOOK_S, BUSY_LOOK_S = 0.1, 0.5
+IDLE_LOOK_S, BUSY_LOOK_S = 0.1, 0.2
 REPORT_S = 2.0
 
 
 class Presence:
-    """Looks at the job every 0.1 s while idle and every 0.5 s while busy; reports every 2 s."""
+    """Looks at the job every 0.1 s while idle and every 0.2 s while busy; reports every 2 s."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker

@@ -23,6 +23,7 @@ from scrapy.utils.sitemap import Sitemap
 from w3lib.url import safe_url_string
 
 from bus.errors import Misconfigured
+from spiders.addon import BusAddon
 from spiders.links import Links
 from spiders.spider import BusSpider
 
@@ -89,8 +90,13 @@ class SiteSpider(BusSpider):
             yield Request(urljoin(self.url, "/sitemap.xml"), callback=self.parse_sitemap)
 
     def budget_left(self) -> bool:
-        """May more pages be fetched? Asked after each response."""
-        return self.pages is None or self.responses < self.pages
+        """May more pages be fetched? Asked after each response; of the others' pages, what the last look told."""
+        if self.pages is None:
+            return True
+        crawler = getattr(self, "crawler", None)
+        addon = crawler.get_addon(BusAddon) if crawler is not None else None
+        others = addon.worker.pages_of_others if addon is not None and addon.worker is not None else 0
+        return self.responses + others < self.pages
 
     def parse(self, response: Response) -> Iterator[Any]:
         """The item of a response, and its links if it is a page."""

@@ -86,6 +86,7 @@ class Worker:
         self._fetches: dict[Request, Fetch] = {}
         self._unacked = 0
         self.last: JobStatus | None = None
+        self.pages_of_others = 0  # finished by the rest of the fleet, at the last look
         self._armed = self._opened = False
         self._loop: asyncio.AbstractEventLoop
         self._tasks: list[asyncio.Task[None]] = []
@@ -237,6 +238,7 @@ class Worker:
             self.leave("stopped")
         self.paused = status.state is JobState.PAUSED
         self.last = status
+        self.pages_of_others = status.counters.get("pages", 0) - self.outbox.pages
         if self.on_look is not None:
             self.on_look(status)
         if status.state is JobState.FINISHED and not self.forever and self.idle:
