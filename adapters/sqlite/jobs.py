@@ -112,6 +112,7 @@ def _get(db: sqlite3.Connection, name: str, now: float) -> JobStatus:
 
 
 def join(db: sqlite3.Connection, name: str, spider: str, now: float) -> JobStatus:
+    drop_dead(db)  # who starts again after a kill does not meet himself
     added = db.execute(
         """INSERT INTO state_jobs (name, run, spider, created_at) SELECT :name, 1, :spider, :now
         WHERE NOT EXISTS (SELECT 1 FROM state_jobs WHERE name = :name)""",
