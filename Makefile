@@ -34,6 +34,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python -m tests.bench $(BENCH)
 
 soak: system-packages $(VENV)/installed-dev
+	$(BIN)/python -m tests.soak
 	CRAWLBUS_SOAK=1 $(BIN)/python -m pytest --timeout 0 $(PYTEST)
 
 clean:
