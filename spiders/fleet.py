@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from bus.state import JobState, JobStatus, State
 from spiders.children import Child, ChildFailed
+from spiders.sinks import is_behind
 
 __all__ = ["Fleet"]
 
@@ -43,9 +44,12 @@ class Fleet:
         try:
             code = await self._run_workers()
             if consumer is not None and self._consumer is not None:
-                if code or self._signals or not await self._over():
+                over = not (code or self._signals) and await self._over()
+                if not over:
                     self._consumer.stop()
                 code = code or await consumer
+                if over and not code and await self._behind():
+                    code = await self._consumer.run()
             return 130 if self._signals > 1 else code
         except ChildFailed as failed:
             self._stop()
@@ -68,6 +72,10 @@ class Fleet:
     async def _over(self) -> bool:
         status = await self._state.status(self._job)
         return status is not None and status.state in (JobState.FINISHED, JobState.STOPPED)
+
+    async def _behind(self) -> bool:
+        status = await self._state.status(self._job)
+        return status is not None and is_behind(status)
 
     async def _look(self) -> None:
         while True:

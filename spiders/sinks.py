@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from scrapy import signals
 
 from bus.registry import load
-from bus.state import JobState
+from bus.state import JobState, JobStatus
 from bus.url import scheme
 from spiders.addon import worker_of
 from spiders.children import Child, ChildFailed
@@ -17,7 +17,7 @@ from spiders.children import Child, ChildFailed
 if TYPE_CHECKING:
     from scrapy.crawler import Crawler
 
-__all__ = ["SinkBeside", "consumer_child"]
+__all__ = ["SinkBeside", "consumer_child", "is_behind"]
 
 
 class SinkBeside(NamedTuple):
@@ -46,6 +46,9 @@ class _Running:
         self.errors = ""
 
     async def opened(self, **_: Any) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         sink = self._sink
         if scheme(sink.bus) == "memory":
             consume: Callable[..., Awaitable[int]] = load("crawlbus.parts", "consume")
@@ -60,6 +63,8 @@ class _Running:
         worker = worker_of(spider.crawler)
         if worker.last is None or worker.last.state not in (JobState.FINISHED, JobState.STOPPED):
             self._leave()
+        elif _ended_well(self._task) and is_behind(worker.last):
+            self._begin()
         try:
             self.code = await self._task
         except ChildFailed as failed:
@@ -69,6 +74,16 @@ class _Running:
         self._stop.set()
         if self._child is not None:
             self._child.stop()
+
+
+def is_behind(status: JobStatus) -> bool:
+    """Has the consumer of a job stored less than there is? It ends with the job; a spider that does not close when
+    idle may have gone on after that."""
+    return status.counters.get("items_stored:default", 0) < status.counters.get("items", 0)
+
+
+def _ended_well(task: asyncio.Task[int]) -> bool:
+    return task.done() and task.exception() is None and task.result() == 0
 
 
 def consumer_child(bus: str, state: str, sink: str, job: str) -> Child:
