@@ -53,8 +53,10 @@ class Child:
         failures, pause_s = 0, BACKOFF_S[0]
         while True:
             code, ready, errors = await self._once()
-            if code in self._final or self._stopping:
+            if code in self._final:
                 return code
+            if self._stopping:
+                return max(code, 0)  # below nought: the signal came before it could take one
             well = ready or (code < 0 and not self._tells_ready)  # killed from outside, as far as one can tell
             failures = 0 if well else failures + 1
             pause_s = BACKOFF_S[0] if well else pause_s
