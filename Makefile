@@ -29,6 +29,7 @@ docs: $(VENV)/installed
 	sed '/^| `crawlbus.toml`/,$$d' docs/settings.md > docs/settings.md.new
 	$(BIN)/python -c 'from bus.settings import reference; print(reference(), end="")' >> docs/settings.md.new
 	mv docs/settings.md.new docs/settings.md
+	$(BIN)/python -m tests.capabilities
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m tests.bench $(BENCH)

@@ -1,0 +1,78 @@
+"""Writes `docs/capabilities.md` from what the transports declare: `python -m tests.capabilities`."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from contextlib import aclosing
+from dataclasses import fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from bus.capabilities import Capabilities
+from bus.registry import connect_transport, known
+
+__all__ = ["PAGE", "page"]
+
+PAGE = Path(__file__).parent.parent / "docs" / "capabilities.md"
+URLS = {"memory": "memory://", "sqlite": "sqlite:///{folder}/bus.db"}
+MEANINGS = {
+    "queue_durability": "what survives once `publish` to a QUEUE has returned",
+    "log_durability": "the same of a LOG",
+    "acks": "`individual`: each ack stands alone; `prefix`: a reader commits what is done without gaps",
+    "lease_s": "seconds after which a dead reader's work comes back at the latest; none: it dies with the bus",
+    "counts_redeliveries": "a delivery says how often it was delivered before",
+    "releases_on_close": "`aclose` hands unacknowledged work back at once",
+    "native_delay": "a QUEUE honours `not_before` by itself",
+    "seek_by": "what `seek` takes besides `earliest` and `latest`",
+    "exact_lag": "`lag` counts, and does not estimate",
+    "shared_between_processes": "processes of one machine may share it: `--workers` above 1",
+    "shared_between_hosts": "machines may share it",
+}
+DURABILITY = """
+Durability: `process` survives nothing beyond its process; `page cache` a killed process or server; `fsync` a power cut;
+`replicated` the loss of a machine.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    asked = {name: asyncio.run(_ask(name)) for name in sorted(URLS)}
+    lines = [
+        "# Capabilities",
+        "",
+        "What each transport declares, and production code reads. Asking for what is absent raises `Unsupported`. Written by",
+        "`make docs`; `amqp://`, `kafka://` and `redis://` are not in this version yet.",
+        "",
+        f"| | {' | '.join(f'`{name}://`' for name in asked)} | meaning |",
+        "|---" * (len(asked) + 2) + "|",
+    ]
+    for field in fields(Capabilities):
+        cells = [_text(getattr(capabilities, field.name)) for capabilities in asked.values()]
+        lines.append(f"| `{field.name}` | {' | '.join(cells)} | {MEANINGS[field.name]} |")
+    return "\n".join(lines) + "\n" + DURABILITY
+
+
+async def _ask(name: str) -> Capabilities:
+    with tempfile.TemporaryDirectory() as folder:
+        url = URLS[name].format(folder=folder)
+        async with aclosing(await connect_transport(url)) as transport:
+            return transport.capabilities
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, frozenset):
+        return ", ".join(sorted(member.value for member in value)) or "nothing"
+    if isinstance(value, Enum):
+        return str(value.value)
+    return "none" if value is None else f"{value:g}"
+
+
+if __name__ == "__main__":
+    missing = set(known("crawlbus.transports")) - set(URLS)
+    if missing:
+        raise SystemExit(f"say in {__file__} how to connect to {', '.join(sorted(missing))}")
+    PAGE.write_text(page(), encoding="utf-8")
