@@ -42,8 +42,8 @@ def page() -> str:
     lines = [
         "# Capabilities",
         "",
-        "What each transport declares, and production code reads. Asking for what is absent raises `Unsupported`. Written by",
-        "`make docs`; `amqp://`, `kafka://` and `redis://` are not in this version yet.",
+        "What each transport declares, and production code reads. Asking for what is absent raises `Unsupported`.",
+        "Written by `make docs`; `amqp://`, `kafka://` and `redis://` are not in this version yet.",
         "",
         f"| | {' | '.join(f'`{name}://`' for name in asked)} | meaning |",
         "|---" * (len(asked) + 2) + "|",
