@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bus.dead import Reason, dead_letter
 from bus.errors import CodecError, OverLimit
-from bus.message import Message, new_id
+from bus.message import Message
 from bus.state import Attempt
 from bus.topic import lane_of
 from spiders.fetch import Fetch
@@ -101,7 +101,7 @@ class Batch:
         except CodecError as error:
             reason: Reason = "limit" if isinstance(error, OverLimit) else "encode"
             out.unfit.append(str(error))
-            lost = Message(new_id(), b"", {"page": page, "source": link.source})
+            lost = Message(page.hex(), b"", {"page": page, "source": link.source})
             letter = dead_letter(
                 lost,
                 reason=reason,

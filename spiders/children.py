@@ -16,6 +16,7 @@ READY_FD = "CRAWLBUS_READY_FD"  # a pipe that hears of the first fetch
 BACKOFF_S = (0.5, 30.0)
 FAILURES = 3
 KILL_AFTER_S = 35.0
+FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM})  # no process does that to itself by mistake
 
 
 class ChildFailed(Exception):
@@ -57,7 +58,7 @@ class Child:
                 return code
             if self._stopping:
                 return max(code, 0)  # below nought: the signal came before it could take one
-            well = ready or (code < 0 and not self._tells_ready)  # killed from outside, as far as one can tell
+            well = ready or -code in FROM_OUTSIDE or (code < 0 and not self._tells_ready)
             failures = 0 if well else failures + 1
             pause_s = BACKOFF_S[0] if well else pause_s
             if failures >= FAILURES or (code == 2 and not ready):

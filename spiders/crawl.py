@@ -111,6 +111,8 @@ class Crawl:
 
     async def _fleet(self) -> CrawlResult:
         state = await connect_state(state_url(self.settings))
+        # Before the consumer looks: a job that was stopped goes on now.
+        await state.join(self.job, spider="site" if self.is_url else self.target)
         environment = {"CRAWLBUS_BUS": self.settings.bus, "CRAWLBUS_STATE": state_url(self.settings)}
         try:
             workers = [Child(self._child_arguments(), environment) for _ in range(self.workers)]

@@ -40,25 +40,34 @@ class Fleet:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
         look = loop.create_task(self._look())
-        consumer = loop.create_task(self._consumer.run()) if self._consumer is not None else None
         try:
-            code = await self._run_workers()
-            if consumer is not None and self._consumer is not None:
-                over = not (code or self._signals) and await self._over()
-                if not over:
-                    self._consumer.stop()
-                code = code or await consumer
-                if over and not code and await self._behind():
-                    code = await self._consumer.run()
+            code = await self._run_all()
             return 130 if self._signals > 1 else code
-        except ChildFailed as failed:
-            self._stop()
-            raise failed
         finally:
             look.cancel()
-            await asyncio.gather(look, *([consumer] if consumer is not None else []), return_exceptions=True)
+            await asyncio.gather(look, return_exceptions=True)
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
+
+    async def _run_all(self) -> int:
+        """The workers, then the rest of what the consumer has to store. One that fails ends the others."""
+        if self._consumer is None:
+            return await self._run_workers()
+        consumer = asyncio.create_task(self._consumer.run())
+        consumer.add_done_callback(lambda task: self._stop() if task.exception() is not None else None)
+        try:
+            code = await self._run_workers()
+            over = not (code or self._signals or consumer.done()) and await self._over()
+            if not over:
+                self._consumer.stop()
+            code = max(code, await consumer)
+            if not (code or self._signals) and await self._over() and await self._behind():
+                code = await self._consumer.run()
+            return code
+        except ChildFailed:
+            self._consumer.stop()
+            await asyncio.gather(consumer, return_exceptions=True)
+            raise
 
     async def _run_workers(self) -> int:
         tasks = [asyncio.create_task(worker.run()) for worker in self._workers]
