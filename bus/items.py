@@ -44,7 +44,10 @@ def item_id(job: str, page: bytes, ordinal: int) -> str:
 
 def pack_item(id: str, url: str | None, scraped_at: float, data: dict[str, Any]) -> bytes:
     """One item, ready for `item_messages`. Raises `CodecError` as `pack` does."""
-    return pack([id, url, scraped_at, data])
+    try:
+        return pack([id, url, scraped_at, data])
+    except CodecError as error:
+        raise type(error)(error.reason, error.path.replace("[3]", "item", 1)) from None
 
 
 def item_messages(job: str, spider: str, run: int, packed: Sequence[bytes]) -> list[Message]:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic.fields import FieldInfo
 
 from bus.errors import Misconfigured
+from bus.registry import load as load_class
 from bus.url import hide_secrets, scheme
 
 __all__ = ["JOB_NAME", "Names", "Settings", "job_name", "load", "names", "reference", "state_url"]
@@ -53,9 +54,7 @@ class Settings(BaseModel):
         ),
     ] = None
     sink: Annotated[str | None, _url("Where items are stored.", "sqlite:///items.db")] = None
-    workers: Annotated[
-        int, _setting("Worker processes of one command.", "a whole number, 1 or more", ge=1)
-    ] = 1
+    workers: Annotated[int, _setting("Worker processes of one command.", "a whole number, 1 or more", ge=1)] = 1
     batch_size: Annotated[
         int, _setting("Items that a consumer stores in one transaction.", "a whole number, 1 or more", ge=1)
     ] = 1000
@@ -132,6 +131,7 @@ def state_url(settings: Settings) -> str:
     if settings.state is not None:
         return settings.state
     if (kind := scheme(settings.bus)) not in OWN_STATE:
+        load_class("crawlbus.transports", kind)  # is there such a bus at all?
         raise Misconfigured(
             f"a {kind}:// bus cannot hold the state that workers share: set --state, or CRAWLBUS_STATE, "
             "to a URL like redis://localhost/0"

@@ -92,7 +92,9 @@ class Batch:
         out.ended.extend(self.finished)
         out.ended.extend(self.retries)
         out.ended.extend(fetch for fetch, _, _ in self.rejected)
-        out.counts.update(pages=len(self.finished), retries=len(self.retries), items=len(self.items))
+        ignored = sum(fetch.ignored for fetch in self.finished)
+        pages = len(self.finished) - ignored + sum(fetch.handler is not None for fetch, _, _ in self.rejected)
+        out.counts.update(pages=pages, ignored=ignored, retries=len(self.retries), items=len(self.items))
         return out
 
     def _prepare_link(self, page: bytes, link: Link, out: Prepared, codec: RequestCodec, job: str, spider: str) -> None:

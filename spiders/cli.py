@@ -14,7 +14,6 @@ from bus.cli import Call, common, setting
 from bus.errors import Misconfigured
 
 if TYPE_CHECKING:
-    from bus.state import JobStatus
     from spiders.crawl import Crawl, CrawlResult
 
 __all__ = ["commands"]
@@ -72,29 +71,23 @@ def crawl(
 
 
 def _tell(call: Call, plan: Crawl, result: CrawlResult) -> None:
-    from spiders.summary import print_summary
+    from spiders.summary import facts, print_summary
 
     if result.errors:
         click.echo(result.errors, err=True)
-    if result.status is None:
+    if result.errors or result.status is None:
         return
     if call.as_json:
-        call.answer(_facts(plan, result.status, result.elapsed_s))
+        call.answer(facts(result.status, elapsed_s=result.elapsed_s, sink=plan.sink))
     elif not result.begun:
         finished = _time(result.status.finished_at)
         call.console.print(f"job {plan.job} finished {finished}; to crawl it anew: add --restart")
     else:
-        print_summary(call.console, result.status, elapsed_s=result.elapsed_s, sink=plan.sink)
+        print_summary(
+            call.console, result.status, elapsed_s=result.elapsed_s, pages_before=result.pages_before, sink=plan.sink
+        )
         if plan.sink and plan.settings.sink is None:
             call.console.print(f"\nitems are in {plan.sink} (choose with --sink)")
-
-
-def _facts(plan: Crawl, status: JobStatus, elapsed_s: float) -> dict[str, object]:
-    counts = {name: status.counters.get(name, 0) for name in ("pages", "items", "duplicates", "retries", "dead")}
-    return {
-        "job": plan.job, "spider": status.spider, "state": status.state.value, **counts,
-        "unaccounted": status.unaccounted, "elapsed_s": round(elapsed_s, 3), "sink": plan.sink,
-    }  # fmt: skip
 
 
 def _time(seconds: float | None) -> str:

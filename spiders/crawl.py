@@ -17,9 +17,10 @@ from bus.state import JobState, JobStatus
 from bus.url import hide_secrets, scheme
 from spiders.children import Child, ChildFailed
 from spiders.fleet import Fleet
-from spiders.project import project_settings, spider_class
+from spiders.project import local_feed, project_settings, spider_class
 from spiders.run import run_worker
-from spiders.sinks import SinkBeside, consumer_child
+from spiders.sinks import SinkBeside, consumer_child, is_behind
+from spiders.worker import code_of
 
 __all__ = ["Crawl", "CrawlResult"]
 
@@ -33,6 +34,7 @@ class CrawlResult:
     code: int
     status: JobStatus | None
     elapsed_s: float = 0.0
+    pages_before: int = 0
     begun: bool = True
     errors: str = ""
 
@@ -79,12 +81,17 @@ class Crawl:
         """To the job's end, or a signal. Raises `BusError`."""
         if hidden := shadows():
             raise Misconfigured(str(hidden[0]))
+        if self.workers > 1 and (feed := local_feed(project_settings(self.overrides))) is not None:
+            raise Misconfigured(
+                f"FEEDS writes to the local file {feed}, which {self.workers} workers cannot share: use --sink"
+            )
         if self.is_url and not urlsplit(self.target).scheme.startswith("http"):
             raise Misconfigured(f"{hide_secrets(self.target)!r} cannot be crawled: give a URL of http or https")
         spider = spider_class("site" if self.is_url else self.target, project_settings({}))
         in_memory = scheme(self.settings.bus) == "memory"
-        if not (in_memory or self.as_worker) and (finished := asyncio.run(self._prepare())) is not None:
-            return CrawlResult(0, finished, begun=False)
+        before = None if in_memory or self.as_worker else asyncio.run(self._prepare())
+        if before is not None and before.state is JobState.FINISHED and not self.forever:
+            return asyncio.run(self._store_rest(before))
         began_s = time.monotonic()
         if self.workers > 1:
             result = asyncio.run(self._fleet())
@@ -94,20 +101,29 @@ class Crawl:
             code, status = run_worker(spider, settings, self._spider_arguments(), sink, self.on_look)
             result = CrawlResult(code, status)
         result.elapsed_s = time.monotonic() - began_s
+        result.pages_before = before.counters.get("pages", 0) if before is not None else 0
         return result
 
     async def _prepare(self) -> JobStatus | None:
-        """The status of a finished job that is not to be crawled anew, else None."""
+        """How the job stood before, once more from its beginning if so told; None: it is new."""
         state = await connect_state(state_url(self.settings))
         try:
             status = await state.status(self.job)
-            if status is not None and self.restart:
-                await state.restart(self.job)
-            elif status is not None and status.state is JobState.FINISHED and not self.forever:
-                return status
-            return None
+            return await state.restart(self.job) if status is not None and self.restart else status
         finally:
             await state.aclose()
+
+    async def _store_rest(self, finished: JobStatus) -> CrawlResult:
+        """What a command that was killed between the job's end and the consumer's has left in the log."""
+        result = CrawlResult(0, finished, begun=False)
+        if self.sink is not None and is_behind(finished):
+            try:
+                result.code = await consumer_child(
+                    self.settings.bus, state_url(self.settings), self.sink, self.job
+                ).run()
+            except ChildFailed as failed:
+                result.code, result.errors = failed.code, failed.errors
+        return result
 
     async def _fleet(self) -> CrawlResult:
         state = await connect_state(state_url(self.settings))
@@ -125,8 +141,8 @@ class Crawl:
             except ChildFailed as failed:
                 code, errors = failed.code, failed.errors
             status = await state.status(self.job)
-            if code == 0 and status is not None and status.unaccounted:
-                code = 5
+            if code == 0 and status is not None:
+                code = code_of(status)
             return CrawlResult(code, status, errors=errors)
         finally:
             await state.aclose()

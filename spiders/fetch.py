@@ -30,6 +30,7 @@ class Fetch:
         "exhausted",
         "failure",
         "handler",
+        "ignored",
         "is_start",
         "items",
         "lane",
@@ -54,6 +55,7 @@ class Fetch:
         self.repeats: dict[bytes, int] | None = None  # fingerprint -> how often a `dont_filter` request had it
         self.handler: Literal["callback", "errback"] | None = None  # called already: what comes is a link, no redirect
         self.exhausted: str | None = None  # a status worth a retry came back after the last attempt
+        self.ignored = False  # not fetched: robots.txt, offsite, IgnoreRequest
         self.failure: tuple[Reason, str] | None = None
         self.retry_delay_s: float | None = None
         self.closes = False  # its callback raised CloseSpider

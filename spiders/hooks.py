@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from scrapy import Request
 from scrapy.exceptions import CloseSpider, IgnoreRequest
 from scrapy.http import Response
+from scrapy.spidermiddlewares.httperror import HttpError
 from twisted.python.failure import Failure
 
 from bus.errors import Unsupported
@@ -97,7 +98,9 @@ async def _call_errback(fetch: Fetch, original: Callable[..., Any], result: Fail
     except CloseSpider:
         raise
     except Exception:
-        if not isinstance(result.value, IgnoreRequest):
+        if isinstance(result.value, IgnoreRequest):
+            fetch.ignored = not isinstance(result.value, HttpError)
+        else:
             fetch.fail("download", _describe(result))
         raise
     fetch.exhausted = None  # the errback took it

@@ -14,7 +14,7 @@ from scrapy.utils.project import get_project_settings
 
 from bus.errors import Misconfigured
 
-__all__ = ["bus_settings", "project_settings", "spider_class"]
+__all__ = ["bus_settings", "local_feed", "project_settings", "spider_class"]
 
 BUILT_IN = {"demo": "spiders.demo.spider.DemoSpider", "site": "spiders.site.SiteSpider"}
 
@@ -38,6 +38,12 @@ def project_settings(overrides: Mapping[str, Any]) -> ScrapySettings:
     for name, value in overrides.items():
         settings.set(name, value, priority="cmdline")
     return settings
+
+
+def local_feed(settings: ScrapySettings) -> str | None:
+    """The first local file that FEEDS writes to."""
+    feeds = (str(uri) for uri in settings.getdict("FEEDS"))
+    return next((uri for uri in feeds if "://" not in uri or uri.startswith("file:")), None)
 
 
 def spider_class(name: str, settings: ScrapySettings) -> type[Spider]:

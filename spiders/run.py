@@ -61,8 +61,10 @@ def run_worker(
         addon_of(crawler).on_look = on_look
     _watch_parent()
     process.start()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # all is done, and only the summary is left
     code = 130 if process.forced else _exit_code(crawler, errors)
-    worker = addon_of(crawler).worker
+    worker = addon_of(crawler).worker if not errors else None
     return code or (beside.code if beside is not None else 0), worker.last if worker is not None else None
 
 

@@ -27,9 +27,7 @@ class BusScheduler(BaseScheduler):
 
     def __init__(self, crawler: Crawler) -> None:
         self._addon = addon_of(crawler)
-        self._worker = Worker(
-            crawler, self._addon.settings, forever=self._addon.forever, on_look=self._addon.on_look
-        )
+        self._worker = Worker(crawler, self._addon.settings, forever=self._addon.forever, on_look=self._addon.on_look)
         self._addon.worker = self._worker
         self._stats = crawler.stats
         self._filters = self._addon.filters

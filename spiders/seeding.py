@@ -12,11 +12,12 @@ from scrapy.crawler import Crawler
 from scrapy.utils.misc import build_from_crawler, load_object
 
 from bus.errors import Misconfigured
+from bus.jobs import NO_JOB, the_job
 from bus.registry import connect_state, connect_transport
 from bus.settings import Settings, state_url
 from bus.state import JobStatus, State
 from bus.topic import LANES, request_queue
-from bus.url import bus_options
+from bus.url import bus_options, missing_file
 from spiders.pages import PageIds
 from spiders.project import project_settings, spider_class
 from spiders.seed import BadLine, read_urls, seed
@@ -41,8 +42,8 @@ async def load_seeds(settings: Settings, lines: Iterable[bytes], spider_name: st
     async with _state(settings) as state:
         name = _job(settings)
         status = await state.status(name)
-        spider = _spider(status.spider if status is not None else spider_name, name)
-        if status is None:
+        spider = _spider((status.spider if status is not None else "") or spider_name, name)
+        if status is None or not status.spider:
             status = await state.join(name, spider=spider.name)
         transport = await connect_transport(settings.bus)
         try:
@@ -57,15 +58,13 @@ async def load_seeds(settings: Settings, lines: Iterable[bytes], spider_name: st
 
 async def seen_stats(settings: Settings) -> dict[str, object]:
     """How many pages are known."""
-    async with _state(settings) as state:
-        status = await _known_job(state, settings)
+    async with _known(settings) as (_, status):
         return {"job": status.job.name, "seen": status.seen, "open": status.open, "begun": status.begun}
 
 
 async def check_urls(settings: Settings, urls: Sequence[str]) -> dict[str, bool]:
     """URL -> is it known as seen?"""
-    async with _state(settings) as state:
-        status = await _known_job(state, settings)
+    async with _known(settings) as (state, status):
         pages = _ids(status.spider, urls)
         unseen = await state.check(status.job, list(pages.values()))
         return {url: page not in unseen for url, page in pages.items()}
@@ -73,8 +72,7 @@ async def check_urls(settings: Settings, urls: Sequence[str]) -> dict[str, bool]
 
 async def forget_urls(settings: Settings, urls: Sequence[str]) -> int:
     """Take URLs out of what is seen; returns how many were there."""
-    async with _state(settings) as state:
-        status = await _known_job(state, settings)
+    async with _known(settings) as (state, status):
         return await state.unsee(status.job, list(_ids(status.spider, urls).values()))
 
 
@@ -107,11 +105,13 @@ def _job(settings: Settings) -> str:
     return settings.job
 
 
-async def _known_job(state: State, settings: Settings) -> JobStatus:
-    status = await state.status(_job(settings))
-    if status is None:
-        raise Misconfigured(f"--job {settings.job}: there is no such job; `crawlbus job list` shows them")
-    return status
+@asynccontextmanager
+async def _known(settings: Settings) -> AsyncIterator[tuple[State, JobStatus]]:
+    """The state and the job of a command that only looks; no file is made by it."""
+    if missing_file(state_url(settings)):
+        raise Misconfigured(NO_JOB)
+    async with _state(settings) as state:
+        yield state, await the_job(state, settings.job)
 
 
 def _class(spider_name: str) -> type[Spider]:

@@ -60,13 +60,15 @@ class _Running:
     async def closed(self, spider: Any, reason: str, **_: Any) -> None:
         if self._task is None:
             return
-        worker = worker_of(spider.crawler)
-        if worker.last is None or worker.last.state not in (JobState.FINISHED, JobState.STOPPED):
+        last = worker_of(spider.crawler).last
+        over = last is not None and last.state in (JobState.FINISHED, JobState.STOPPED)
+        if not over:
             self._leave()
-        elif _ended_well(self._task) and is_behind(worker.last):
-            self._begin()
         try:
             self.code = await self._task
+            if over and not self.code and last is not None and is_behind(last):
+                self._begin()
+                self.code = await self._task
         except ChildFailed as failed:
             self.code, self.errors = failed.code, failed.errors
 
@@ -77,13 +79,13 @@ class _Running:
 
 
 def is_behind(status: JobStatus) -> bool:
-    """Has the consumer of a job stored less than there is? It ends with the job; a spider that does not close when
-    idle may have gone on after that."""
-    return status.counters.get("items_stored:default", 0) < status.counters.get("items", 0)
+    """May a consumer that has ended with the job have stored less than there is?
 
-
-def _ended_well(task: asyncio.Task[int]) -> bool:
-    return task.done() and task.exception() is None and task.result() == 0
+    The workers of a stopped job still publish what they had begun; a spider that does not close when idle may go on
+    after the job was finished.
+    """
+    counts = status.counters
+    return status.state is JobState.STOPPED or counts.get("items_stored:default", 0) < counts.get("items", 0)
 
 
 def consumer_child(bus: str, state: str, sink: str, job: str) -> Child:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from bus.state import JobStatus
 
-__all__ = ["Bar", "print_summary"]
+__all__ = ["Bar", "facts", "print_summary"]
 
 
 class Bar:
@@ -47,17 +47,24 @@ class Bar:
         )
 
 
-def print_summary(console: Console, status: JobStatus, *, elapsed_s: float, sink: str | None) -> None:
-    """Pages, items, duplicates refused, retries, dead letters with their reasons, pages/s."""
+def print_summary(
+    console: Console, status: JobStatus, *, elapsed_s: float, pages_before: int, sink: str | None
+) -> None:
+    """Pages, items, duplicates refused, retries, dead letters with their reasons; pages/s of this command."""
     counts = status.counters
-    pages = counts.get("pages", 0) + sum(counts.get(f"dead.{reason}", 0) for reason in _FETCHED)
+    pages = counts.get("pages", 0)
+    rate = (pages - pages_before) / max(elapsed_s, 0.001)
     rows = [
-        ("pages", f"{pages:,}", f"{pages / max(elapsed_s, 0.001):,.0f} pages/s in {elapsed_s:.1f} s"),
+        ("pages", f"{pages:,}", f"{rate:,.0f} pages/s in {elapsed_s:.1f} s"),
         ("items", f"{counts.get('items', 0):,}", f"in {sink}" if sink else "in the item log"),
         ("duplicates refused", f"{counts.get('duplicates', 0):,}", "links to pages known already"),
         ("retries", f"{counts.get('retries', 0):,}", ""),
         ("dead letters", f"{counts.get('dead', 0):,}", _reasons(counts)),
     ]
+    if counts.get("ignored"):
+        rows.insert(1, ("not fetched", f"{counts['ignored']:,}", "robots.txt, offsite"))
+    if counts.get("start-errors"):
+        rows.append(("start() failed", f"{counts['start-errors']:,}", "times: not all of it was crawled"))
     if counts.get("dropped"):
         rows.append(("items dropped", f"{counts['dropped']:,}", "by pipelines"))
     if status.unaccounted:
@@ -73,7 +80,14 @@ def print_summary(console: Console, status: JobStatus, *, elapsed_s: float, sink
     console.print(table)
 
 
-_FETCHED = ("callback", "errback", "pipeline", "download", "status")
+def facts(status: JobStatus, *, elapsed_s: float, sink: str | None) -> dict[str, object]:
+    """The same for a program."""
+    names = ("pages", "items", "duplicates", "retries", "dead", "ignored", "dropped")
+    return {
+        "job": status.job.name, "spider": status.spider, "state": status.state.value,
+        **{name: status.counters.get(name, 0) for name in names},
+        "unaccounted": status.unaccounted, "elapsed_s": round(elapsed_s, 3), "sink": sink,
+    }  # fmt: skip
 
 
 def _reasons(counts: Mapping[str, int]) -> str:

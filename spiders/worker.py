@@ -20,6 +20,7 @@ from bus.state import Job, JobState, JobStatus, State, WorkerReport
 from bus.topic import LANES, dead_log, item_log, request_queue
 from bus.transport import Transport
 from bus.url import bus_options
+from spiders.addon import addon_of
 from spiders.buffer import ReadyBuffer
 from spiders.fetch import Fetch
 from spiders.follow import Follower
@@ -29,6 +30,7 @@ from spiders.outbox import Outbox, OutboxTopics
 from spiders.pages import PageIds
 from spiders.politeness import FleetDelay
 from spiders.presence import Presence
+from spiders.project import local_feed
 from spiders.requests import RequestCodec
 from spiders.seen import SeenFilter
 from spiders.start import StartItems
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 
     from spiders.links import Links
 
-__all__ = ["Worker"]
+__all__ = ["Worker", "code_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +149,8 @@ class Worker:
         from spiders.start import StartMiddleware
 
         self._armed = True
-        self.follows_links = Follower.usable(self.crawler, self.pages, {LinksMiddleware, StartMiddleware})
+        filters = addon_of(self.crawler).filters
+        self.follows_links = filters and Follower.usable(self.crawler, self.pages, {LinksMiddleware, StartMiddleware})
         self._spawn(self.presence.run())
         self._spawn(self._watch())
         if not self.ended:
@@ -227,8 +230,8 @@ class Worker:
 
     @property
     def exit_code(self) -> int:
-        """0, or 5 where the job ended with pages that nothing is known of."""
-        return 5 if self.last is not None and self.last.unaccounted else 0
+        """0, 1 where `start()` raised, or 5 where the job ended with pages that nothing is known of."""
+        return 0 if self.last is None else code_of(self.last)
 
     # what the job says
 
@@ -385,10 +388,16 @@ class Worker:
             logger.log(getattr(logging, level), "%s (said once; `crawlbus dead list` shows them all)", text)
 
     def _refuse_shared_feeds(self, status: JobStatus) -> None:
-        feeds = self.crawler.settings.getdict("FEEDS")
-        local = [str(uri) for uri in feeds if "://" not in str(uri) or str(uri).startswith("file:")]
-        if local and len(status.workers) > 1:
+        feed = local_feed(self.crawler.settings)
+        if feed is not None and len(status.workers) > 1:
             raise Misconfigured(
-                f"FEEDS writes to the local file {local[0]}, and another worker of job {status.job.name} is running: "
+                f"FEEDS writes to the local file {feed}, and another worker of job {status.job.name} is running: "
                 "use --sink in place of FEEDS"
             )
+
+
+def code_of(status: JobStatus) -> int:
+    """The exit code that follows from how a job stands."""
+    if status.unaccounted:
+        return 5
+    return 1 if status.counters.get("start-errors") else 0

@@ -236,7 +236,7 @@ class MemoryState:
             run = store.runs.get(name)
             if run is None:
                 run = store.runs[name] = Run(Job(name, 1), spider, now)
-            elif not run.listed:
+            elif not run.listed or not run.spider:
                 run.listed, run.spider, run.created_at = True, spider, now
             elif run.state is JobState.STOPPED:
                 run.state = JobState.RUNNING

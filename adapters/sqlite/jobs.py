@@ -120,7 +120,7 @@ def join(db: sqlite3.Connection, name: str, spider: str, now: float) -> JobStatu
     ).rowcount
     if not added:
         listing = """UPDATE state_jobs SET listed = 1, spider = ?, created_at = ?
-            WHERE name = ? AND NOT over AND NOT listed"""
+            WHERE name = ? AND NOT over AND (NOT listed OR spider = '')"""
         db.execute(listing, (spider, now, name))
         resume = "UPDATE state_jobs SET state = ? WHERE name = ? AND NOT over AND state = ?"
         db.execute(resume, (JobState.RUNNING.value, name, JobState.STOPPED.value))

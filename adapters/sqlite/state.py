@@ -43,7 +43,7 @@ class SqliteState:
     async def connect(cls, url: str, *, clock: Clock | None = None) -> Self:
         database = Database.open(path_of(url))
         try:
-            await database.write(jobs.create)
+            await database.write(_create)
         except BaseException:
             await database.aclose()
             raise
@@ -210,3 +210,8 @@ def _of_run(
         return otherwise if id is None else call(db, id)
 
     return on
+
+
+def _create(db: sqlite3.Connection) -> None:
+    jobs.create(db)
+    jobs.drop_dead(db)  # who only looks sees nobody who is gone

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from bus.errors import Misconfigured
 from spiders.crawl import Crawl
 from spiders.demo.shop import Shop
-from spiders.summary import Bar, print_summary
+from spiders.summary import Bar, facts, print_summary
 
 if TYPE_CHECKING:
     from bus.cli import Call
@@ -24,7 +24,8 @@ def run_demo(call: Call) -> int:
     settings = call.settings(bus=f"sqlite:///{BUS}", state=f"sqlite:///{BUS}", job="demo", sink=f"sqlite:///{ITEMS}")
     console = call.console
     with Shop() as shop, Bar(console) as bar:
-        console.print(f"a small shop is open at {shop.url}; two workers crawl it, a consumer stores the products")
+        if not call.as_json:
+            console.print(f"a small shop is open at {shop.url}; two workers crawl it, a consumer stores the products")
         crawl = Crawl(
             "demo",
             settings,
@@ -37,7 +38,10 @@ def run_demo(call: Call) -> int:
     if result.errors:
         raise Misconfigured(result.errors.removeprefix("crawlbus: "))
     if result.status is not None:
-        print_summary(console, result.status, elapsed_s=result.elapsed_s, sink=ITEMS)
+        if call.as_json:
+            call.answer(facts(result.status, elapsed_s=result.elapsed_s, sink=f"sqlite:///{ITEMS}"))
+            return result.code
+        print_summary(console, result.status, elapsed_s=result.elapsed_s, pages_before=0, sink=ITEMS)
         console.print(f"\nwhy pages ended as dead letters:  [bold]crawlbus dead list --bus sqlite:///{BUS}[/bold]")
         console.print("crawl a site of your own:         [bold]crawlbus crawl https://example.com[/bold]")
     return result.code

@@ -31,7 +31,7 @@ PAGES = 600
 IN_FLIGHT = 16 + 64  # handed to the downloader and not yet acknowledged, per worker
 
 
-def graph(seed: int) -> tuple[Site, set[str]]:
+def graph(seed: int) -> tuple[PacedSite, set[str]]:
     """A site with a known graph: some pages slow, some failing once, some not reachable; and those that are."""
     rng = random.Random(seed)
     out = {n: [rng.randrange(PAGES) for _ in range(4)] + [(n + 1) % PAGES] for n in range(PAGES)}
@@ -40,13 +40,26 @@ def graph(seed: int) -> tuple[Site, set[str]]:
         text = links(*(f"/p/{other}" for other in out[n]))
 
         def answer(hit: int) -> object:
+            site.pace()
             time.sleep(rng.choice((0, 0, 0.01, 0.03)))
             return (503, {}, b"") if n % 50 == 7 and hit == 1 else text
 
         return answer
 
-    site = Site({f"/p/{n}": page(n) for n in range(PAGES)} | {"/never": links()})
+    site = PacedSite({f"/p/{n}": page(n) for n in range(PAGES)} | {"/never": links()})
     return site, {f"/p/{n}" for n in range(PAGES)}
+
+
+class PacedSite(Site):
+    """Answers no faster than the kills come, so that there is a crawl left for each of them."""
+
+    share = 1.0  # of the pages may have been asked for
+
+    def pace(self) -> None:
+        for _ in range(100):
+            if self.hits.total() <= self.share * PAGES:
+                return
+            time.sleep(0.01)
 
 
 def pids_of(marker: str) -> list[int]:
@@ -95,7 +108,7 @@ def killed_crawl(directory: Path, *, workers: int, kills: int, seed: int, timeou
     with site.open() as url:
         fleet = Fleet(directory, url, workers)
         try:
-            killed = asyncio.run(fleet.kill(kills, rng, timeout_s))
+            killed = asyncio.run(fleet.kill(site, kills, rng, timeout_s))
             code, out = fleet.wait(timeout_s)
         finally:
             fleet.close()
@@ -124,10 +137,11 @@ class Fleet:
         env = environment({"KILL_TEST": str(self._directory)})
         return subprocess.Popen(self._command, cwd=self._directory, env=env, stdout=self._log, stderr=self._log)
 
-    async def kill(self, kills: int, rng: random.Random, timeout_s: float) -> int:
+    async def kill(self, site: PacedSite, kills: int, rng: random.Random, timeout_s: float) -> int:
         """Kill one process after another; returns how many."""
         killed, finished, deadline = 0, 0, time.monotonic() + timeout_s
         while self._process.poll() is None and killed < kills and time.monotonic() < deadline:
+            site.share = (killed + 1) / (kills + 1)
             await asyncio.sleep(rng.uniform(0.05, 0.3))
             now = await _pages(self._directory)
             victims = self._victims()
@@ -138,6 +152,7 @@ class Fleet:
                 if victim == self._process.pid:
                     self._process.wait()
                     self._process = self._start()
+        site.share = float("inf")
         return killed
 
     def _victims(self) -> list[int]:

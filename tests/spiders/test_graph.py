@@ -82,7 +82,7 @@ def test_through_sqlite(tmp_path: Path, site: GraphSite, workers: int, follow: s
     assert {letter.reason for letter in letters} == {"status"}
     counts = status.counters
     assert (status.state.value, status.open, status.begun, status.unaccounted) == ("finished", 0, 0, 0)
-    assert counts["pages"] + counts["dead"] == status.seen == len(GRAPH.reachable)
+    assert counts["pages"] == status.seen == len(GRAPH.reachable)
     assert counts["items"] == len(GRAPH.page_paths) and counts["retries"] == len(GRAPH.broken_paths | GRAPH.flaky)
 
 
