@@ -57,7 +57,7 @@ class Fleet:
         consumer.add_done_callback(lambda task: self._stop() if task.exception() is not None else None)
         try:
             code = await self._run_workers()
-            over = not (code or self._signals or consumer.done()) and await self._over()
+            over = not (code or self._signals) and await self._over()
             if not over:
                 self._consumer.stop()
             code = max(code, await consumer)
