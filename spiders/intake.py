@@ -17,6 +17,8 @@ from bus.work import delay
 from spiders.fetch import Fetch
 
 if TYPE_CHECKING:
+    from scrapy import Request
+
     from spiders.worker import Worker
 
 __all__ = ["Intake"]
@@ -122,12 +124,20 @@ class Intake:
             self._begin(fetch)
             worker.wake()
         elif verdict is Verdict.DEAD:
+            fetch.request = self._request_of(delivery)
             worker.begun(fetch)
             worker.outbox.reject(fetch, "poison", "each worker that fetched it died before it was finished")
         else:
             await self._ack([delivery])
             return
         await worker.alone()
+
+    def _request_of(self, delivery: Delivery) -> Request | None:
+        """For its URL."""
+        try:
+            return self._worker.codec.decode(delivery.message)
+        except CodecError:
+            return None
 
     async def _put_back(self, delivery: Delivery) -> None:
         self._worker.once("schema", "WARNING", "requests of a newer version of crawlbus are put back for later")

@@ -21,7 +21,7 @@ BUILT_IN = {"demo": "spiders.demo.spider.DemoSpider", "site": "spiders.site.Site
 
 def bus_settings() -> dict[str, object]:
     """The project's settings that begin with BUS_."""
-    settings = get_project_settings()
+    settings = _settings()
     return {name: settings[name] for name in settings if isinstance(name, str) and name.startswith("BUS_")}
 
 
@@ -29,7 +29,7 @@ def project_settings(overrides: Mapping[str, Any]) -> ScrapySettings:
     """The project's settings with the add-on, and `overrides` as if given by `scrapy -s`."""
     from spiders.addon import BusAddon
 
-    settings = get_project_settings()
+    settings = _settings()
     addons = settings.getdict("ADDONS")
     if not any(key is BusAddon or key in ("spiders.BusAddon", "spiders.addon.BusAddon") for key in addons):
         settings.set("ADDONS", {**addons, BusAddon: 500}, priority="cmdline")
@@ -40,6 +40,18 @@ def project_settings(overrides: Mapping[str, Any]) -> ScrapySettings:
     return settings
 
 
+def _settings() -> ScrapySettings:
+    try:
+        return get_project_settings()
+    except Exception as error:
+        raise _broken("settings", error) from error
+
+
+def _broken(what: str, error: Exception) -> Misconfigured:
+    """The user's own code raised while it was imported."""
+    return Misconfigured(f"the {what} of this Scrapy project cannot be imported: {type(error).__name__}: {error}")
+
+
 def local_feed(settings: ScrapySettings) -> str | None:
     """The first local file that FEEDS writes to."""
     feeds = (str(uri) for uri in settings.getdict("FEEDS"))
@@ -48,7 +60,10 @@ def local_feed(settings: ScrapySettings) -> str | None:
 
 def spider_class(name: str, settings: ScrapySettings) -> type[Spider]:
     """The spider of that name: the project's, or one that crawlbus brings. Raises `Misconfigured`."""
-    loader = get_spider_loader(settings)
+    try:
+        loader = get_spider_loader(settings)
+    except Exception as error:
+        raise _broken("spiders", error) from error
     try:
         found: type[Spider] = loader.load(name)
     except KeyError:

@@ -72,8 +72,7 @@ def _exit_code(crawler: Crawler, errors: list[BaseException]) -> int:
     if errors:
         if isinstance(errors[0], BusError):
             raise errors[0]
-        logging.getLogger(__name__).error("the spider could not start: %s: %s", type(errors[0]).__name__, errors[0])
-        return 1
+        raise BusError(f"the spider could not start: {type(errors[0]).__name__}: {errors[0]}") from errors[0]
     worker = addon_of(crawler).worker
     if worker is None:
         return 1
