@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scrapy import signals
 
-from bus.registry import load
-from bus.state import JobState, JobStatus
+from bus.registry import connect_state, connect_transport, load
+from bus.state import JobState, JobStatus, State
+from bus.transport import Transport
 from bus.url import scheme
 from spiders.addon import worker_of
 from spiders.children import Child, ChildFailed
@@ -42,15 +43,19 @@ class _Running:
         self._child: Child | None = None
         self._stop = asyncio.Event()
         self._task: asyncio.Task[int] | None = None
+        self._held: list[Transport | State] = []
+        self._in_process = scheme(sink.bus) == "memory"
         self.code = 0
         self.errors = ""
 
     async def opened(self, **_: Any) -> None:
+        if self._in_process:  # held until all is stored: a bus of one process ends with its last user
+            self._held = [await connect_transport(self._sink.bus), await connect_state(self._sink.state)]
         self._begin()
 
     def _begin(self) -> None:
         sink = self._sink
-        if scheme(sink.bus) == "memory":
+        if self._in_process:
             consume: Callable[..., Awaitable[int]] = load("crawlbus.parts", "consume")
             self._task = asyncio.ensure_future(consume(sink.bus, sink.state, sink.sink, sink.job, self._stop))
         else:
@@ -66,11 +71,22 @@ class _Running:
             self._leave()
         try:
             self.code = await self._task
-            if over and not self.code and last is not None and is_behind(last):
+            if over and not self.code and await self._is_behind():
                 self._begin()
                 self.code = await self._task
         except ChildFailed as failed:
             self.code, self.errors = failed.code, failed.errors
+        finally:
+            for connection in self._held:
+                await connection.aclose()
+
+    async def _is_behind(self) -> bool:
+        state = await connect_state(self._sink.state)
+        try:
+            status = await state.status(self._sink.job)
+            return status is not None and is_behind(status)
+        finally:
+            await state.aclose()
 
     def _leave(self) -> None:
         self._stop.set()
