@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bus.errors import Misconfigured
-from bus.registry import connect_state
+from bus.registry import connect_state, load
 from bus.settings import Settings, job_name, state_url
 from bus.shadows import shadows
 from bus.state import JobState, JobStatus
@@ -19,6 +19,7 @@ from spiders.children import Child, ChildFailed
 from spiders.fleet import Fleet
 from spiders.project import local_feed, project_settings, spider_class
 from spiders.run import run_worker
+from spiders.seed import is_url
 from spiders.sinks import SinkBeside, consumer_child, is_behind
 from spiders.worker import code_of
 
@@ -33,10 +34,10 @@ class CrawlResult:
 
     code: int
     status: JobStatus | None
+    errors: str = ""
     elapsed_s: float = 0.0
     pages_before: int = 0
     begun: bool = True
-    errors: str = ""
 
 
 @dataclass(slots=True)
@@ -85,8 +86,9 @@ class Crawl:
             raise Misconfigured(
                 f"FEEDS writes to the local file {feed}, which {self.workers} workers cannot share: use --sink"
             )
-        if self.is_url and not urlsplit(self.target).scheme.startswith("http"):
+        if self.is_url and not is_url(self.target):
             raise Misconfigured(f"{hide_secrets(self.target)!r} cannot be crawled: give a URL of http or https")
+        self._refuse_unknown_schemes()
         spider = spider_class("site" if self.is_url else self.target, project_settings({}))
         in_memory = scheme(self.settings.bus) == "memory"
         before = None if in_memory or self.as_worker else asyncio.run(self._prepare())
@@ -98,11 +100,17 @@ class Crawl:
         else:
             settings = project_settings(self._scrapy_settings())
             sink = SinkBeside(self.settings.bus, state_url(self.settings), self.sink, self.job) if self.sink else None
-            code, status = run_worker(spider, settings, self._spider_arguments(), sink, self.on_look)
-            result = CrawlResult(code, status)
+            result = CrawlResult(*run_worker(spider, settings, self._spider_arguments(), sink, self.on_look))
         result.elapsed_s = time.monotonic() - began_s
         result.pages_before = before.counters.get("pages", 0) if before is not None else 0
         return result
+
+    def _refuse_unknown_schemes(self) -> None:
+        """Before anything is begun: a sink, above all, is asked for only once there are items."""
+        load("crawlbus.transports", scheme(self.settings.bus))
+        load("crawlbus.states", scheme(state_url(self.settings)))
+        if self.sink is not None:
+            load("crawlbus.sinks", scheme(self.sink)).from_url(self.sink)
 
     async def _prepare(self) -> JobStatus | None:
         """How the job stood before, once more from its beginning if so told; None: it is new."""

@@ -39,19 +39,32 @@ class _Process(CrawlerProcess):
         super()._signal_kill(signum, _)
 
 
+class _OneLine(logging.Filter):
+    """A download that fails is nobody's bug: the traceback, all of it Scrapy's, becomes its last line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and str(record.msg).startswith("Error downloading"):
+            record.msg, record.args = f"{record.getMessage()}: {record.exc_info[1]}", ()
+            record.exc_info = None
+        return True
+
+
 def run_worker(
     cls: type[Spider],
     settings: ScrapySettings,
     arguments: Mapping[str, str],
     sink: SinkBeside | None = None,
     on_look: Callable[[JobStatus], None] | None = None,
-) -> tuple[int, JobStatus | None]:
-    """Crawl until the job ends or a signal comes; returns the exit code and how the job stood then.
+) -> tuple[int, JobStatus | None, str]:
+    """Crawl until the job ends or a signal comes; returns the exit code, how the job stood then, and what the
+    consumer that could not store said.
 
     Raises `BusError` where it could not begin.
     """
     logging.getLogger().handlers.clear()  # Scrapy brings its own
     process = _Process(settings)
+    if settings["LOG_LEVEL"] != "DEBUG":
+        logging.getLogger("scrapy.core.scraper").addFilter(_OneLine())
     crawler = process.create_crawler(cls)
     errors: list[BaseException] = []
     crawler.signals.connect(_tell_first_fetch(), signals.request_reached_downloader, weak=False)
@@ -65,7 +78,8 @@ def run_worker(
         signal.signal(number, signal.SIG_IGN)  # all is done, and only the summary is left
     code = 130 if process.forced else _exit_code(crawler, errors)
     worker = addon_of(crawler).worker if not errors else None
-    return code or (beside.code if beside is not None else 0), worker.last if worker is not None else None
+    last = worker.last if worker is not None else None
+    return (code or beside.code, last, beside.errors) if beside is not None else (code, last, "")
 
 
 def _exit_code(crawler: Crawler, errors: list[BaseException]) -> int:

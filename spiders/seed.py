@@ -19,7 +19,7 @@ from spiders.outbox import Outbox, OutboxTopics
 from spiders.pages import PageIds
 from spiders.requests import RequestCodec
 
-__all__ = ["BadLine", "read_urls", "seed"]
+__all__ = ["BadLine", "is_url", "read_urls", "seed"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +40,14 @@ def read_urls(lines: Iterable[bytes], bad: list[BadLine]) -> Iterator[str]:
         text = line.decode("utf-8", errors="replace").strip()
         if not text or text.startswith("#"):
             continue
-        if _is_url(text):
+        if is_url(text):
             yield text
         else:
             bad.append(BadLine(number, text[:80]))
 
 
-def _is_url(text: str) -> bool:
+def is_url(text: str) -> bool:
+    """Can it be crawled?"""
     try:
         parts = urlsplit(text)
         return (
