@@ -12,6 +12,7 @@ __all__ = ["Delivery", "HeaderValue", "Headers", "Message", "Position", "new_id"
 HeaderValue: TypeAlias = str | bytes | int | float | bool | None
 Headers: TypeAlias = Mapping[str, HeaderValue]
 
+MAX_ATTEMPT = 1_000_000
 _POSITION = re.compile(r"(\d+)/(\d+)(?:\.(\d+))?")
 
 
@@ -40,9 +41,9 @@ class Message(NamedTuple):
 
     @property
     def attempt(self) -> int:
-        """How many times this message has been retried: 0 at first."""
+        """How many times this message has been retried: 0 at first, and for a number that none of ours can be."""
         value = self.headers.get("attempt", 0)
-        return value if isinstance(value, int) else 0
+        return value if isinstance(value, int) and 0 <= value <= MAX_ATTEMPT else 0
 
 
 class Position(NamedTuple):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from scrapy.squeues import FifoMemoryQueue
 from scrapy.utils.misc import build_from_crawler, load_object
 
+from bus.errors import CodecError
 from spiders.fetch import Fetch
 
 if TYPE_CHECKING:
@@ -29,9 +30,13 @@ class ReadyBuffer:
         return len(self._fetches)
 
     def push(self, request: Request, fetch: Fetch) -> None:
+        """Raises `CodecError` for a request that the queue cannot place, as with a list for a `download_slot`."""
         fetch.request = request
+        try:
+            self._queue.push(request)
+        except Exception as error:
+            raise CodecError(f"not a request that can be queued: {error}") from None
         self._fetches[request] = fetch
-        self._queue.push(request)
 
     def pop(self) -> tuple[Request, Fetch] | None:
         if not self._fetches:

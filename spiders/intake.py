@@ -104,14 +104,13 @@ class Intake:
         worker = self._worker
         try:
             request = worker.codec.decode(fetch.delivery.message)
+            if fetch.attempt:
+                request.priority += worker.retry_priority * fetch.attempt
+            worker.ready.push(request, fetch)
         except CodecError as error:
             worker.once("decode", "ERROR", f"a request that cannot be read: {error}")
             worker.begun(fetch)
             worker.outbox.reject(fetch, "limit" if isinstance(error, OverLimit) else "decode", str(error))
-            return
-        if fetch.attempt:
-            request.priority += worker.retry_priority * fetch.attempt
-        worker.ready.push(request, fetch)
 
     async def _fetch_alone(self, delivery: Delivery, arrival: Arrival) -> None:
         worker = self._worker

@@ -88,11 +88,11 @@ class RequestCodec:
             if name in fields:
                 fields[name] = self._method(fields[name])
         cls = self._class(fields.pop("class")) if "class" in fields else Request
-        if message.attempt:
-            fields["meta"] = {**fields.get("meta", {}), "retry_times": message.attempt}
         try:
+            if message.attempt:
+                fields["meta"] = {**fields.get("meta", {}), "retry_times": message.attempt}
             return cls(**fields)
-        except (TypeError, ValueError, AttributeError) as error:
+        except Exception as error:  # a class of the project's may raise anything
             raise CodecError(f"not a request: {error}") from None
 
     def name_of(self, handler: Callable[..., Any]) -> str:

@@ -92,5 +92,13 @@ def pack(message: Message) -> tuple[str, bytes | None, bytes | None, bytes]:
 
 
 def unpack(id: str, key: bytes | None, headers: bytes | None, body: bytes) -> Message:
-    found: Headers = msgpack.unpackb(headers, unicode_errors="surrogatepass") if headers else {}
-    return Message(id, body, found, key or b"")
+    return Message(id, body, _headers(headers) if headers else {}, key or b"")
+
+
+def _headers(packed: bytes) -> Headers:
+    """None where they are damaged: whoever reads the message says so, and goes on with the next one."""
+    try:
+        found = msgpack.unpackb(packed, unicode_errors="surrogatepass")
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException):
+        return {}
+    return found if isinstance(found, dict) else {}
