@@ -10,7 +10,7 @@ from bus.state import JobState, JobStatus, State
 from bus.topic import LANES, request_queue
 from bus.transport import Transport
 
-__all__ = ["NO_JOB", "STATE_COLOURS", "JobRow", "job_row", "the_job"]
+__all__ = ["NO_JOB", "STATE_COLOURS", "JobRow", "exit_code_of", "job_row", "the_job"]
 
 NO_JOB = "No job here yet. Start one: crawlbus crawl https://example.com"
 STATE_COLOURS = {
@@ -93,3 +93,10 @@ async def the_job(state: State, name: str | None) -> JobStatus:
     if len(jobs) > 1:
         raise Misconfigured(f"there are several jobs here: set --job to one of {known}")
     return jobs[0]
+
+
+def exit_code_of(status: JobStatus) -> int:
+    """How a crawl has ended: 5 with pages that nothing is known of, 1 where `start()` raised, else 0."""
+    if status.unaccounted:
+        return 5
+    return 1 if status.counters.get("start-errors") else 0

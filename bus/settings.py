@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic.fields import FieldInfo
 
 from bus.errors import Misconfigured
+from bus.registry import EXTRAS
 from bus.registry import load as load_class
 from bus.url import hide_secrets, scheme
 
@@ -131,7 +132,8 @@ def state_url(settings: Settings) -> str:
     if settings.state is not None:
         return settings.state
     if (kind := scheme(settings.bus)) not in OWN_STATE:
-        load_class("crawlbus.transports", kind)  # is there such a bus at all?
+        if kind not in EXTRAS:
+            load_class("crawlbus.transports", kind)  # there is no such bus at all
         raise Misconfigured(
             f"a {kind}:// bus cannot hold the state that workers share: set --state, or CRAWLBUS_STATE, "
             "to a URL like redis://localhost/0"

@@ -10,12 +10,14 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
+from scrapy.downloadermiddlewares import cookies
 from scrapy.downloadermiddlewares.retry import RetryMiddleware
 from scrapy.downloadermiddlewares.robotstxt import RobotsTxtMiddleware
 from scrapy.dupefilters import BaseDupeFilter, RFPDupeFilter
 from scrapy.settings import SETTINGS_PRIORITIES, BaseSettings
 from scrapy.utils.misc import load_object
 from scrapy.utils.reactor import is_reactor_installed
+from tldextract import TLDExtract
 
 from bus.errors import BusError, Misconfigured
 from bus.settings import Settings, load
@@ -74,6 +76,7 @@ class BusAddon:
             self.settings = load(flags, project)
             self.forever = settings.getbool("BUS_FOREVER")
             self._take_over(settings)
+            _stay_offline()
             self.filters = _filters(settings)
             if settings.get("BUS_COOKIES", "worker") != "worker":
                 raise Misconfigured(
@@ -171,6 +174,13 @@ def _async_pipelines(settings: BaseSettings) -> bool:
     pipelines = settings.get_component_priority_dict_with_base("ITEM_PIPELINES")
     classes = [load_object(path) for path, order in pipelines.items() if order is not None]
     return any(inspect.iscoroutinefunction(getattr(cls, "process_item", None)) for cls in classes)
+
+
+def _stay_offline() -> None:
+    """At its first cookie, Scrapy's middleware would download the list of public suffixes, and block the event loop
+    meanwhile. The list that its library brings along does."""
+    if hasattr(cookies, "_split_domain"):
+        cookies._split_domain = TLDExtract(include_psl_private_domains=True, suffix_list_urls=())
 
 
 def _quit(error: BusError) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bus.errors import Misconfigured
+from bus.jobs import exit_code_of
 from bus.registry import connect_state, load
 from bus.settings import Settings, job_name, state_url
 from bus.shadows import shadows
@@ -21,7 +22,6 @@ from spiders.project import local_feed, project_settings, spider_class
 from spiders.run import run_worker
 from spiders.seed import is_url
 from spiders.sinks import SinkBeside, consumer_child, is_behind
-from spiders.worker import code_of
 
 __all__ = ["Crawl", "CrawlResult"]
 
@@ -150,7 +150,7 @@ class Crawl:
                 code, errors = failed.code, failed.errors
             status = await state.status(self.job)
             if code == 0 and status is not None:
-                code = code_of(status)
+                code = exit_code_of(status)
             return CrawlResult(code, status, errors=errors)
         finally:
             await state.aclose()

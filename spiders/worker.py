@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from scrapy import Request, signals
 
 from bus.errors import BusError, CodecError, Misconfigured
+from bus.jobs import exit_code_of
 from bus.lanes import LaneReader
 from bus.message import new_id
 from bus.registry import connect_state, connect_transport
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     from spiders.links import Links
 
-__all__ = ["Worker", "code_of"]
+__all__ = ["Worker"]
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +232,7 @@ class Worker:
     @property
     def exit_code(self) -> int:
         """0, 1 where `start()` raised, or 5 where the job ended with pages that nothing is known of."""
-        return 0 if self.last is None else code_of(self.last)
+        return 0 if self.last is None else exit_code_of(self.last)
 
     # what the job says
 
@@ -394,10 +395,3 @@ class Worker:
                 f"FEEDS writes to the local file {feed}, and another worker of job {status.job.name} is running: "
                 "use --sink in place of FEEDS"
             )
-
-
-def code_of(status: JobStatus) -> int:
-    """The exit code that follows from how a job stands."""
-    if status.unaccounted:
-        return 5
-    return 1 if status.counters.get("start-errors") else 0
