@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from bus.errors import Misconfigured
 from bus.state import MAX_STARTS, Arrival, Attempt, JobState, JobStatus, Verdict
 
-__all__ = ["Begun", "begin", "ends", "retried", "starts_given_back"]
+__all__ = ["Begun", "begin", "check_spider", "ends", "retried", "starts_given_back"]
 
 
 class Begun(NamedTuple):
@@ -49,6 +50,12 @@ def starts_given_back(entry: Begun | None, arrival: Arrival) -> Begun | None:
     if entry is None or (entry.message, entry.attempt) != (arrival.message, arrival.attempt):
         return entry
     return entry._replace(starts=max(entry.starts - 1, 0))
+
+
+def check_spider(job: str, old: str, new: str) -> None:
+    """Raises `Misconfigured` where a job of one spider is joined by another one; '' is any."""
+    if old and new and old != new:
+        raise Misconfigured(f"job {job} is of spider {old}: choose another --job")
 
 
 def ends(status: JobStatus, *, slow: bool) -> bool:

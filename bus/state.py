@@ -175,7 +175,9 @@ class State(Protocol):
     async def join(self, name: str, *, spider: str) -> JobStatus:
         """Create the job if it is unknown (running, run 1); a stopped one resumes, unless another call stops it.
 
-        A paused job stays paused, a finished one finished, and a job keeps the spider it was created with.
+        A paused job stays paused, a finished one finished, and a job keeps the spider it was created with:
+        `Misconfigured`, and no change, for another one. A job of the spider '' becomes the joining one's, and '' may
+        join any.
         """
         ...
 

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 from bus.clock import Clock, SystemClock
 from bus.errors import Closed, Misconfigured
-from bus.frontier import Begun, begin, ends, retried, starts_given_back
+from bus.frontier import Begun, begin, check_spider, ends, retried, starts_given_back
 from bus.state import LEASE_S, Arrival, Attempt, Job, JobState, JobStatus, Verdict, WorkerReport
 
 __all__ = ["MemoryState"]
@@ -238,8 +238,10 @@ class MemoryState:
                 run = store.runs[name] = Run(Job(name, 1), spider, now)
             elif not run.listed or not run.spider:
                 run.listed, run.spider, run.created_at = True, spider, now
-            elif run.state is JobState.STOPPED:
-                run.state = JobState.RUNNING
+            else:
+                check_spider(name, run.spider, spider)
+                if run.state is JobState.STOPPED:
+                    run.state = JobState.RUNNING
             return run.status(now)
 
     async def restart(self, name: str) -> JobStatus:

@@ -12,7 +12,7 @@ import sqlite3
 from adapters.sqlite import frontier
 from adapters.sqlite.process import is_gone, this_process
 from bus.errors import Misconfigured
-from bus.frontier import ends
+from bus.frontier import check_spider, ends
 from bus.state import Job, JobState, JobStatus, WorkerReport
 
 __all__ = [
@@ -122,6 +122,7 @@ def join(db: sqlite3.Connection, name: str, spider: str, now: float) -> JobStatu
         listing = """UPDATE state_jobs SET listed = 1, spider = ?, created_at = ?
             WHERE name = ? AND NOT over AND (NOT listed OR spider = '')"""
         db.execute(listing, (spider, now, name))
+        check_spider(name, _get(db, name, now).spider, spider)
         resume = "UPDATE state_jobs SET state = ? WHERE name = ? AND NOT over AND state = ?"
         db.execute(resume, (JobState.RUNNING.value, name, JobState.STOPPED.value))
     return _get(db, name, now)

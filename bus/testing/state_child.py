@@ -43,7 +43,7 @@ async def main(where: str, url: str, deed: str, name: str, *numbers: str) -> Non
     module, _, cls = where.partition(":")
     state: State = await getattr(import_module(module), cls).connect(url)
     try:
-        job = (await state.join(name, spider="child")).job
+        job = (await state.join(name, spider="s")).job
         await DEEDS[deed](state, job, *map(float, numbers))
     finally:
         await state.aclose()

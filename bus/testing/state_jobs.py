@@ -18,7 +18,7 @@ class JobChecks(Store):
     @scene
     async def test_join_creates_a_running_job(self, s: Scene) -> None:
         status = await s.two.status("shop")
-        assert status and status == await s.one.join("shop", spider="another")
+        assert status and status == await s.one.join("shop", spider="spider")
         assert (status.job, status.spider, status.state) == (Job("shop", 1), "spider", RUNNING)
         assert (status.seen, status.open, status.begun, status.loading, status.forever) == (0, 0, 0, 0, 0)
         assert not status.start_ended and not status.suspect and not status.drained
@@ -33,6 +33,19 @@ class JobChecks(Store):
         await s.one.set_state("shop", RUNNING)
         await s.finish_job()
         assert (await s.two.join("shop", spider="spider")).state is FINISHED
+
+    @scene
+    async def test_another_spider_may_not_join(self, s: Scene) -> None:
+        await s.one.set_state("shop", STOPPED)
+        before = await s.one.status("shop")
+        error = await raises(Misconfigured, s.two.join("shop", spider="another"))
+        assert str(error) == "job shop is of spider spider: choose another --job"
+        assert await s.two.status("shop") == before
+        assert (await s.two.join("shop", spider="")).spider == "spider"
+        await s.one.join("books", spider="")
+        for _ in range(2):
+            assert (await s.two.join("books", spider="first")).spider == "first"
+        await raises(Misconfigured, s.one.join("books", spider="second"))
 
     @scene
     async def test_unknown_jobs(self, s: Scene) -> None:
