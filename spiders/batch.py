@@ -59,7 +59,7 @@ class Batch:
         self.rejected: list[tuple[Fetch, Reason, str]] = []
         self.dead: list[Message] = []
         self.counts: Counter[str] = Counter()
-        self.size = 0
+        self.size = self.size_bytes = 0
 
     @property
     def ended(self) -> int:

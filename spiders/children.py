@@ -15,7 +15,7 @@ PARENT_FD = "CRAWLBUS_PARENT_FD"  # a pipe that closes when the parent dies
 READY_FD = "CRAWLBUS_READY_FD"  # a pipe that hears of the first fetch
 BACKOFF_S = (0.5, 30.0)
 FAILURES = 3
-KILL_AFTER_S = 35.0
+CHUNK_BYTES = 64 * 1024
 FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM})  # no process does that to itself by mistake
 
 
@@ -36,11 +36,12 @@ class Child:
         arguments: Sequence[str],
         environment: Mapping[str, str],
         *,
-        final: frozenset[int] = frozenset({0, 5, 130}),
+        final: frozenset[int] = frozenset({0, 130}),
         tells_ready: bool = True,
+        kill_after_s: float = 35.0,
     ) -> None:
         self._arguments, self._environment, self._final = list(arguments), dict(environment), final
-        self._tells_ready = tells_ready
+        self._tells_ready, self._kill_after_s = tells_ready, kill_after_s
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = False
         self.restarts = 0
@@ -97,11 +98,11 @@ class Child:
             os.close(ready_read)
 
     def stop(self) -> None:
-        """Ask it to finish what it has begun and leave; it is killed after 35 s."""
+        """Ask it to finish what it has begun and leave; it is killed after `kill_after_s`."""
         self._stopping = True
         if self.pid is not None:
             os.kill(self.pid, signal.SIGTERM)
-            asyncio.get_running_loop().call_later(KILL_AFTER_S, self.kill)
+            asyncio.get_running_loop().call_later(self._kill_after_s, self.kill)
 
     def kill(self) -> None:
         """At once. Nothing is lost by it: what it held comes back."""
@@ -110,15 +111,28 @@ class Child:
 
 
 async def _relay(stream: asyncio.StreamReader) -> str:
-    """Pass its log on; keep the last line that is an error of ours, which is told once, at the end."""
-    kept = ""
-    while line := await stream.readline():
-        if line.startswith(b"crawlbus: "):
-            kept = line.decode(errors="replace").strip()
-        else:
-            sys.stderr.buffer.write(line)
-            sys.stderr.buffer.flush()
-    return kept
+    """Pass its log on; keep the last line that is an error of ours, which is told once, at the end.
+
+    A line may be longer than any buffer: Scrapy logs whole items.
+    """
+    kept, rest = "", b""
+    while chunk := await stream.read(CHUNK_BYTES):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            kept = _ours(line) or kept
+        if len(rest) > CHUNK_BYTES:
+            sys.stderr.buffer.write(rest)
+            rest = b""
+        sys.stderr.buffer.flush()
+    return _ours(rest) or kept if rest else kept
+
+
+def _ours(line: bytes) -> str:
+    """The line if it is an error of ours; another one is passed on."""
+    if line.startswith(b"crawlbus: "):
+        return line.decode(errors="replace").strip()
+    sys.stderr.buffer.write(line + b"\n")
+    return ""
 
 
 def _read_now(fd: int) -> bytes:

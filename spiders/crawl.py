@@ -101,6 +101,8 @@ class Crawl:
             settings = project_settings(self._scrapy_settings())
             sink = SinkBeside(self.settings.bus, state_url(self.settings), self.sink, self.job) if self.sink else None
             result = CrawlResult(*run_worker(spider, settings, self._spider_arguments(), sink, self.on_look))
+            if not (result.code or self.as_worker or result.status is None):
+                result.code = exit_code_of(result.status)
         result.elapsed_s = time.monotonic() - began_s
         result.pages_before = before.counters.get("pages", 0) if before is not None else 0
         return result
@@ -139,7 +141,10 @@ class Crawl:
         await state.join(self.job, spider="site" if self.is_url else self.target)
         environment = {"CRAWLBUS_BUS": self.settings.bus, "CRAWLBUS_STATE": state_url(self.settings)}
         try:
-            workers = [Child(self._child_arguments(), environment) for _ in range(self.workers)]
+            kill_after_s = self.settings.grace_s + 10
+            workers = [
+                Child(self._child_arguments(), environment, kill_after_s=kill_after_s) for _ in range(self.workers)
+            ]
             consumer = (
                 consumer_child(self.settings.bus, state_url(self.settings), self.sink, self.job) if self.sink else None
             )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from bus.state import JobState, JobStatus, State
 from spiders.children import Child, ChildFailed
+from spiders.patience import insist
 from spiders.sinks import is_behind
 
 __all__ = ["Fleet"]
@@ -79,18 +80,21 @@ class Fleet:
             raise
 
     async def _over(self) -> bool:
-        status = await self._state.status(self._job)
+        status = await self._status()
         return status is not None and status.state in (JobState.FINISHED, JobState.STOPPED)
 
     async def _behind(self) -> bool:
-        status = await self._state.status(self._job)
+        status = await self._status()
         return status is not None and is_behind(status)
 
     async def _look(self) -> None:
         while True:
-            if (status := await self._state.status(self._job)) is not None:
+            if (status := await self._status()) is not None:
                 self._on_look(status)
             await asyncio.sleep(LOOK_S)
+
+    async def _status(self) -> JobStatus | None:
+        return await insist(lambda: self._state.status(self._job))
 
     def _on_signal(self) -> None:
         self._signals += 1

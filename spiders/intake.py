@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from bus.codec import SCHEMA
 from bus.dead import dead_letter
-from bus.errors import BusError, CodecError, ConnectionLost, OverLimit, StaleDelivery
+from bus.errors import CodecError, ConnectionLost, OverLimit, StaleDelivery
 from bus.message import Delivery
 from bus.state import Arrival, Verdict
 from bus.work import delay
 from spiders.fetch import Fetch
+from spiders.patience import insist
 
 if TYPE_CHECKING:
     from scrapy import Request
@@ -86,7 +87,8 @@ class Intake:
                 unread.append(delivery)
             else:
                 asked.append((delivery, Arrival(page, delivery.message.id, delivery.message.attempt)))
-        verdicts = await worker.state.arrive(worker.job, [arrival for _, arrival in asked]) if asked else []
+        arrivals = [arrival for _, arrival in asked]
+        verdicts = await insist(lambda: worker.state.arrive(worker.job, arrivals)) if asked else []
         for (delivery, arrival), verdict in zip(asked, verdicts, strict=True):
             if verdict is Verdict.FETCH:
                 self._begin(Fetch(delivery, arrival.page))
@@ -116,7 +118,7 @@ class Intake:
         worker = self._worker
         await worker.alone()
         arrival = arrival._replace(alone=True)
-        verdict = (await worker.state.arrive(worker.job, [arrival]))[0]
+        verdict = (await insist(lambda: worker.state.arrive(worker.job, [arrival])))[0]
         fetch = Fetch(delivery, arrival.page, alone=True)
         if verdict is Verdict.FETCH:
             logger.warning("a request was started too often without an end; it is fetched alone now")
@@ -160,8 +162,6 @@ class Intake:
 
     async def _no_stale(self, call: Callable[[], Awaitable[None]]) -> None:
         try:
-            await call()
+            await insist(call)
         except StaleDelivery:
             pass  # it is another's now, who will find the same
-        except BusError:
-            raise

@@ -73,10 +73,10 @@ class BusItemProcessor(ItemPipelineManager):
 
     def _id(self, page: bytes, ordinal: int, data: dict[str, Any]) -> str:
         job = self._worker.job.name
-        if not self._key:
+        values = [data.get(name) for name in self._key]
+        if not values or None in values:  # an item of another kind
             return item_id(job, page, ordinal)
-        values = pack([data.get(name) for name in self._key])
-        return blake2b(b"%s\0key\0%s" % (job.encode(), values), digest_size=16).hexdigest()
+        return blake2b(b"%s\0key\0%s" % (job.encode(), pack(values)), digest_size=16).hexdigest()
 
     def _bury(self, error: CodecError, id: str, url: str | None) -> None:
         """An item that cannot travel is a dead letter of its own; its page is finished all the same."""

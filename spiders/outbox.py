@@ -5,28 +5,27 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from random import random
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 from bus.dead import Reason
-from bus.errors import ConnectionLost, PublishUnconfirmed, StaleDelivery
+from bus.errors import StaleDelivery
 from bus.items import item_messages
 from bus.message import Delivery, Message
 from bus.state import Job, State
 from bus.transport import Transport
 from spiders.batch import Batch, Link, Prepared
 from spiders.fetch import Fetch
+from spiders.patience import insist
 from spiders.requests import RequestCodec
 
 __all__ = ["Outbox", "OutboxTopics"]
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 MAX_ENTRIES = 10_000
+MAX_BYTES = 16 * 1024 * 1024  # of items and request bodies
 HASTE_ENDED = 32  # so many deliveries wait for their ack: go at once
 LINGER_S = 0.05  # otherwise gather for so long, as long as nobody waits
-BACKOFF_S = (0.1, 30.0)
 
 
 class Reader(Protocol):
@@ -66,7 +65,7 @@ class Outbox:
         self._batch = Batch()
         self._filling, self._acked = 0, -1  # numbers of batches
         self._busy = self._broken = self._said_unfit = False
-        self.pages = 0  # finished through here
+        self.pages = self.published = 0  # finished, and new requests, through here
         self._due = asyncio.Event()
         self._changed = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -79,6 +78,7 @@ class Outbox:
     def link(self, page: bytes, link: Link) -> None:
         """A request that some page, or `start()`, has yielded."""
         self._batch.links.setdefault(page, link)
+        self._batch.size_bytes += len(link.request.body) if link.request is not None else 0
         self._added()
 
     def links(self, links: Iterable[tuple[bytes, Link]]) -> None:
@@ -92,6 +92,7 @@ class Outbox:
     def item(self, packed: bytes) -> None:
         """An item that has passed the pipelines."""
         self._batch.items.append(packed)
+        self._batch.size_bytes += len(packed)
         self._added()
 
     def finish(self, fetch: Fetch) -> None:
@@ -125,14 +126,15 @@ class Outbox:
         batch.size += entries
         if self._busy or self._due.is_set():
             return
-        if batch.ended >= HASTE_ENDED or batch.size >= MAX_ENTRIES // 4 or self.eager():
+        large = batch.size >= MAX_ENTRIES // 4 or batch.size_bytes >= MAX_BYTES // 4
+        if batch.ended >= HASTE_ENDED or large or self.eager():
             self._due.set()
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(LINGER_S, self._due.set)
 
     def hurry(self) -> None:
         """Somebody waits: send what is there now."""
-        if self._batch.size:
+        if self._batch.size or self._batch.counts:
             self._due.set()
 
     # how it stands
@@ -144,7 +146,7 @@ class Outbox:
 
     @property
     def full(self) -> bool:
-        return self._batch.size >= MAX_ENTRIES
+        return self._batch.size >= MAX_ENTRIES or self._batch.size_bytes >= MAX_BYTES
 
     async def room(self) -> None:
         """Wait while the outbox is full, so that a callback may yield a million links."""
@@ -154,7 +156,7 @@ class Outbox:
 
     async def flush(self) -> None:
         """Wait until all that is in here now is marked and acknowledged, or the outbox has failed."""
-        last = self._filling if self._batch.size else self._filling - 1
+        last = self._filling if self._batch.size or self._batch.counts else self._filling - 1
         while self._acked < last and not self._broken:
             if self._filling <= last:
                 self.hurry()
@@ -215,7 +217,7 @@ class Outbox:
     async def _publish(self, batch: Batch) -> Prepared:
         """Check, encode, publish; returns when the bus has confirmed all."""
         job, pages = self._job, list(batch.links)
-        unseen = await self._insist(lambda: self._state.check(job, pages)) if pages else set()
+        unseen = await insist(lambda: self._state.check(job, pages)) if pages else set()
         out = batch.prepare([page for page in pages if page in unseen], self._codec, job.name, self._spider)
         if out.unfit and not self._said_unfit:
             self._said_unfit = True
@@ -230,16 +232,17 @@ class Outbox:
         return out
 
     async def _publish_to(self, topic: str, messages: list[Message]) -> None:
-        await self._insist(lambda: self._transport.publish(topic, messages))
+        await insist(lambda: self._transport.publish(topic, messages))
 
     async def _settle(self, out: Prepared) -> None:
         """Mark and finish in one call, then enter the retries. Only after the confirms, before any ack."""
         job = self._job
         if out.mark or out.finish or out.counts.total():
-            await self._insist(lambda: self._state.mark(job, out.mark, finish=out.finish, counts=out.counts))
+            await insist(lambda: self._state.mark(job, out.mark, finish=out.finish, counts=out.counts))
         self.pages += out.counts["pages"]
+        self.published += len(out.mark)
         if out.attempts:
-            await self._insist(lambda: self._state.retry(job, out.attempts))
+            await insist(lambda: self._state.retry(job, out.attempts))
 
     async def _ack_behind(self, number: int, ended: list[Fetch]) -> None:
         """Acknowledge while the next batch is on its way; never two at a time."""
@@ -252,14 +255,12 @@ class Outbox:
 
     async def _ack(self, number: int, ended: list[Fetch]) -> None:
         try:
-            await self._reader.ack([fetch.delivery for fetch in ended])
+            await insist(lambda: self._reader.ack([fetch.delivery for fetch in ended]))
         except StaleDelivery as stale:
             logger.info(
                 "%d deliveries were no longer ours: their pages are finished all the same",
                 len(stale.deliveries),
             )
-        except ConnectionLost:
-            pass  # they come again, and `arrive` finds them done
         except Exception as error:
             self._fail(error)
             return
@@ -268,19 +269,6 @@ class Outbox:
             self._changed.set()
         self._acked = number
         self._on_ended(len(ended))
-
-    async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Repeat a call, same messages, same ids, until the other side has confirmed it; say so once."""
-        pause_s, said = BACKOFF_S[0], False
-        while True:
-            try:
-                return await call()
-            except (ConnectionLost, PublishUnconfirmed) as error:
-                if not said:
-                    logger.warning("waiting for the bus or the state: %s", error)
-                    said = True
-                await asyncio.sleep(pause_s * (0.5 + random() / 2))
-                pause_s = min(pause_s * 2, BACKOFF_S[1])
 
 
 async def _all(calls: Iterable[Awaitable[None]]) -> None:

@@ -46,7 +46,8 @@ class PageIds:
         self._cache: dict[str, bytes] = {}
         self._older: dict[str, bytes] = {}
         self._cache_size = cache_size
-        self._starts: dict[bytes, int] = {}
+        self._starts: dict[bytes, int] = {}  # in two generations: a repetition far away counts as the first
+        self._older_starts: dict[bytes, int] = {}
 
     @property
     def plain(self) -> bool:
@@ -62,6 +63,8 @@ class PageIds:
         """
         if root and parent is None:
             return self._of_start(self._fingerprinter.fingerprint(request), filtered)
+        if root and not filtered and self._is_again(request, parent):
+            root = False  # as a cookie wall does: the same page once more, now with a cookie
         if filtered or root:
             if self._fast and request.method == "GET" and not request.body and "verbatim_url" not in request.meta:
                 return self.of_url(request.url)
@@ -70,8 +73,16 @@ class PageIds:
         fingerprint = self._fingerprinter.fingerprint(request)
         return repeat_of(parent.page, fingerprint, parent.repeat(fingerprint))
 
+    def _is_again(self, request: Request, parent: Fetch | None) -> bool:
+        """Does a redirect of a start request lead back to a page of its own chain? Scrapy bounds such chains."""
+        urls = [request.url, *request.meta.get("redirect_urls", ())]
+        first, *chain = [page_of(self._fingerprinter.fingerprint(request.replace(url=url))) for url in urls]
+        return first in chain or (parent is not None and first == parent.page)
+
     def _of_start(self, fingerprint: bytes, filtered: bool) -> bytes:
-        count = self._starts.get(fingerprint, 0)
+        count = self._starts.get(fingerprint, self._older_starts.get(fingerprint, 0))
+        if len(self._starts) >= self._cache_size:
+            self._older_starts, self._starts = self._starts, {}
         self._starts[fingerprint] = count + 1
         return page_of(fingerprint) if filtered or not count else repeat_of(_START, fingerprint, count)
 
@@ -88,6 +99,7 @@ class PageIds:
     def forget_starts(self) -> None:
         """`start()` is about to run from its beginning."""
         self._starts.clear()
+        self._older_starts.clear()
 
 
 def is_plain(url: str) -> bool:

@@ -16,22 +16,16 @@ class FleetDelay:
 
     def __init__(self, downloader: Downloader) -> None:
         self._downloader = downloader
-        self._base_s: float = getattr(downloader, "_delay", 0.0)
-        self._slots: dict[str, tuple[Slot, float]] = {}
+        self._slots: dict[str, Slot] = {}
         self._workers = 1
 
     def scale(self, workers: int) -> None:
-        """There are so many live workers now. Slots made since the last call count as having the delay of then."""
+        """There are so many live workers now. Between changes, AutoThrottle may set what it likes."""
         workers = max(1, workers)
-        slots = self._downloader.slots
-        for key, slot in slots.items():
-            known = self._slots.get(key)
-            fresh = slot.delay if key in self._downloader.per_slot_settings else slot.delay / self._workers
-            base_s = known[1] if known and known[0] is slot else fresh
-            self._slots[key] = (slot, base_s)
-            slot.delay = base_s * workers
-        if self._base_s:
-            self._downloader._delay = self._base_s * workers
-        for key in self._slots.keys() - slots.keys():
-            del self._slots[key]
+        factor, downloader = workers / self._workers, self._downloader
+        for key, slot in downloader.slots.items():
+            fresh = self._slots.get(key) is not slot and key in downloader.per_slot_settings
+            slot.delay *= workers if fresh else factor  # DOWNLOAD_SLOTS are made with their own delay
+        downloader._delay *= factor
+        self._slots = dict(downloader.slots)
         self._workers = workers

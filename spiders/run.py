@@ -92,7 +92,7 @@ def _exit_code(crawler: Crawler, errors: list[BaseException]) -> int:
         return 1
     if worker.failed is not None:
         return worker.failed.exit_code if isinstance(worker.failed, BusError) else 1
-    return worker.exit_code
+    return 0
 
 
 def _keep(errors: list[BaseException]) -> Callable[[Failure], None]:

@@ -70,7 +70,7 @@ async def seed(
     owner = new_id()
     await state.acquire(job, f"seed:{owner}", owner)
     outbox = _outbox(transport, state, bus_url, job, spider)
-    given, before = 0, await _duplicates(state, job)
+    given = 0
     try:
         for url in urls:
             request = Request(url)
@@ -82,7 +82,7 @@ async def seed(
         await outbox.send()
     finally:
         await state.drop(job, f"seed:{owner}", owner)
-    return given, await _duplicates(state, job) - before
+    return given, given - outbox.published
 
 
 def _outbox(transport: Transport, state: State, bus_url: str, job: Job, spider: Spider) -> Outbox:
@@ -101,8 +101,3 @@ def _outbox(transport: Transport, state: State, bus_url: str, job: Job, spider: 
     return Outbox(
         transport, state, Nobody(), codec, topics, job, spider.name, on_ended=lambda count: None, on_failure=failed
     )
-
-
-async def _duplicates(state: State, job: Job) -> int:
-    status = await state.status(job.name)
-    return status.counters.get("duplicates", 0) if status is not None else 0

@@ -31,15 +31,15 @@ class SinkBeside(NamedTuple):
 
     def attach(self, crawler: Crawler) -> _Running:
         """Begin when the spider opens; the spider's end waits until all is stored."""
-        running = _Running(self)
+        running = _Running(self, crawler)
         crawler.signals.connect(running.opened, signals.spider_opened)
         crawler.signals.connect(running.closed, signals.spider_closed)
         return running
 
 
 class _Running:
-    def __init__(self, sink: SinkBeside) -> None:
-        self._sink = sink
+    def __init__(self, sink: SinkBeside, crawler: Crawler) -> None:
+        self._sink, self._crawler = sink, crawler
         self._child: Child | None = None
         self._stop = asyncio.Event()
         self._task: asyncio.Task[int] | None = None
@@ -52,6 +52,13 @@ class _Running:
         if self._in_process:  # held until all is stored: a bus of one process ends with its last user
             self._held = [await connect_transport(self._sink.bus), await connect_state(self._sink.state)]
         self._begin()
+        assert self._task is not None
+        self._task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: asyncio.Task[int]) -> None:
+        """A crawl whose items nobody stores does not go on."""
+        if not task.cancelled() and (task.exception() is not None or task.result() not in (0, 4)):
+            worker_of(self._crawler).leave("sink failed")
 
     def _begin(self) -> None:
         sink = self._sink

@@ -35,6 +35,7 @@ MAX_SITEMAP_LEVELS = 3
 BATCH = 1_000
 _HIDDEN = " or ".join(f"ancestor::{tag}" for tag in ("script", "style", "noscript", "template"))
 _SHOWN = etree.XPath(f"descendant::text()[not({_HIDDEN})]", smart_strings=False)
+OPTIONS = ("depth", "pages", "allow", "deny", "sitemap")
 USUAL_PORTS = {"http": 80, "https": 443}
 
 
@@ -66,7 +67,9 @@ class SiteSpider(BusSpider):
         sitemap: str = "0",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__()
+        if kwargs:
+            raise Misconfigured(f"-a {min(kwargs)} is no option of the site spider: {', '.join(OPTIONS)} are")
         self.url = _start_url(url)
         self.site = site_of(self.url)
         self.depth, self.pages = _whole("depth", depth), _whole("pages", pages)

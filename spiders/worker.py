@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from scrapy import Request, signals
 
 from bus.errors import BusError, CodecError, Misconfigured
-from bus.jobs import exit_code_of
 from bus.lanes import LaneReader
 from bus.message import new_id
 from bus.registry import connect_state, connect_transport
@@ -29,6 +28,7 @@ from spiders.hooks import Hooks
 from spiders.intake import Intake
 from spiders.outbox import Outbox, OutboxTopics
 from spiders.pages import PageIds
+from spiders.patience import insist
 from spiders.politeness import FleetDelay
 from spiders.presence import Presence
 from spiders.project import local_feed
@@ -49,6 +49,7 @@ logger = logging.getLogger(__name__)
 
 SPARE_IN_FLIGHT = 64  # handed out and not yet acknowledged, beyond CONCURRENT_REQUESTS
 WATCHDOG_S = 5.0
+FLUSH_S = 5.0
 
 
 class Worker:
@@ -196,8 +197,15 @@ class Worker:
 
     def _give_up(self) -> None:
         logger.warning("%d requests were not finished in time; they are handed back", len(self._fetches))
-        self._closing = self._loop.create_task(self.aclose())
-        self._closing.add_done_callback(lambda _: os._exit(0))
+        self._closing = self._loop.create_task(self._end_now())
+
+    async def _end_now(self) -> None:
+        """A bus that cannot be written does not hold us: what is not flushed comes back."""
+        try:
+            async with asyncio.timeout(FLUSH_S):
+                await self.aclose()
+        finally:
+            os._exit(0)
 
     async def _hand_back(self) -> None:
         left = self.ready.clear() + list(self._fetches.values())
@@ -229,11 +237,6 @@ class Worker:
         self.ended = True
         self.wake()
 
-    @property
-    def exit_code(self) -> int:
-        """0, 1 where `start()` raised, or 5 where the job ended with pages that nothing is known of."""
-        return 0 if self.last is None else exit_code_of(self.last)
-
     # what the job says
 
     def heard(self, status: JobStatus) -> None:
@@ -260,7 +263,7 @@ class Worker:
         """The spider raised CloseSpider: stop the whole fleet."""
         logger.info("the spider closes job %s: %s", self.job.name, reason)
         if self._stopping is None:
-            stop = self.state.set_state(self.job.name, JobState.STOPPED)
+            stop = insist(lambda: self.state.set_state(self.job.name, JobState.STOPPED))
             self._stopping = asyncio.ensure_future(stop)
 
     def look(self) -> None:
@@ -334,6 +337,7 @@ class Worker:
         fetch = self._fetches.pop(request, None)
         if fetch is None:
             return  # robots.txt, media, the self-test; or one that was given back as a retry
+        fetch.ignored |= fetch.retry_delay_s is not None  # a handler of `request_scheduled` dropped its retry
         if (verdict := fetch.verdict()) is not None:
             self.outbox.reject(fetch, *verdict)
         else:
