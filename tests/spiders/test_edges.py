@@ -107,7 +107,7 @@ def test_a_callback_that_yields_more_than_memory_should_hold(tmp_path: Path) -> 
 
 
 def test_a_dead_sink_ends_the_crawl_of_a_single_worker(tmp_path: Path) -> None:
-    site = Site({f"/{n or ''}": (lambda n: lambda hit: links(f"/{n + 1}"))(n) for n in range(10_000)})
+    site = Site({f"/{n or ''}": links(f"/{n + 1}") for n in range(10_000)})
     with site.open() as url:
         directory = project(tmp_path, SPIDER)
         (directory / "nofolder").write_text("")
