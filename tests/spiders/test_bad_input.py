@@ -264,7 +264,7 @@ def test_a_page_that_nothing_is_known_of_ends_the_job_with_code_5(tmp_path: Path
 
 def fan(pages: int) -> Site:
     """Enough to write that a small disk is full before it is crawled."""
-    filler = "<p>" + "x" * 2000
+    filler = "<p>" + "x" * 6000
     paths = [f"/{number}" for number in range(pages)]
     return Site({"/": links(*paths), **dict.fromkeys(paths, filler)})
 
@@ -283,7 +283,7 @@ def is_crawled_on(directory: Path, url: str, site: Site, bus: str) -> None:
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_file_that_may_not_grow(tmp_path: Path, workers: str) -> None:
     """A quota, told by the kernel as a file that is too large."""
-    site, limit = fan(150), 300_000
+    site, limit = fan(60), 200_000
     project(tmp_path, BIG)
     with site.open() as url:
         command = [sys.executable, "-P", "-m", "bus.cli", "crawl", "shop", "-a", f"url={url}/"]
@@ -312,7 +312,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_full_disk(tmp_path: Path, small_disk: Path, workers: str) -> None:
-    site = fan(400)
+    site = fan(150)
     project(tmp_path, BIG)
     bus = f"sqlite:///{small_disk}/bus.db"
     with site.open() as url:
