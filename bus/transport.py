@@ -12,7 +12,9 @@ from bus.capabilities import Capabilities
 from bus.message import Delivery, Message, Position
 from bus.topic import Topic
 
-__all__ = ["Lag", "Seek", "Start", "Subscription", "Transport"]
+__all__ = ["GROUP_S", "Lag", "Seek", "Start", "Subscription", "Transport"]
+
+GROUP_S = 7 * 24 * 3600.0  # how long a group that is not seen any more holds a log back, at least
 
 Seek: TypeAlias = Literal["earliest", "latest"] | Sequence[Position] | datetime
 Start: TypeAlias = Literal["committed"] | Seek
@@ -88,7 +90,8 @@ class Transport(Protocol):
         """A QUEUE has one group, whose readers compete. Each group of a LOG sees every message.
 
         `start` is for a LOG; `committed` is where the group's last ack left off, or `earliest` for a new group.
-        A group is registered by subscribing: a LOG that can tell keeps what it has not acked, past its retention.
+        A group is registered by subscribing: a LOG that can tell keeps what it has not acked, past its retention,
+        until the group has neither subscribed nor acked for 7 days, or for the retention if that is longer.
         The empty group is never registered and has no committed position.
         Leases are renewed from a thread while the subscription is open, even if the event loop is blocked.
         """

@@ -44,8 +44,8 @@ class Ended(Enum):
 class ConsumeOptions:
     """What `crawlbus consume` is told. Times in seconds, sizes in bytes; None: no limit.
 
-    `name` is the consumer, and its group on the bus. With `job`, only items of that job are stored; progress and
-    fence are then those of `name:job`, so that two jobs may be stored side by side, and no item is passed over.
+    With `job`, only items of that job are stored; progress, fence and group on the bus are then those of `name:job`,
+    so that two jobs may be stored side by side, and no item is passed over.
     `accept_gap`: where the log does not hold what comes next, go on at the first that it holds, and record the gap
     in the sink.
     """
@@ -65,7 +65,7 @@ class ConsumeOptions:
 
     @property
     def consumer(self) -> str:
-        """The name under which the sink knows it."""
+        """The name under which the sink knows it, and its group on the bus."""
         return f"{self.name}:{self.job}" if self.job else self.name
 
 
@@ -140,16 +140,18 @@ class _Consumer:
             await self._sink.open(consumer, topic)
             self._opened = True
         stored = await self._sink.positions()
-        lag = await self._transport.lag(topic, group=self._options.name)
+        lag = await self._transport.lag(topic, group=consumer)
         reader = LogReader(self._batcher(), self._options.job, self._on_gap, self._replaced)
         start = reader.begin(stored, lag, self._time())
         prefetch = max(256, 4 * self._options.batch_items)  # a batch of single items, and those on their way
         try:
             subscription = await self._transport.subscribe(
-                topic, group=self._options.name, prefetch=prefetch, start=start or "earliest"
+                topic, group=consumer, prefetch=prefetch, start=start or "earliest"
             )
             try:
                 await self._pump(reader, subscription)
+                if self._result.ended is Ended.DRAINED:
+                    await self._ack_all(reader, subscription)
             finally:
                 await subscription.aclose()
         except PositionExpired as error:
@@ -254,7 +256,7 @@ class _Consumer:
             return None
 
     async def _log_end(self) -> Lag:
-        lag = await self._transport.lag(self._topic.name, group=self._options.name)
+        lag = await self._transport.lag(self._topic.name, group=self._options.consumer)
         if lag.end is None:
             raise Unsupported("this bus cannot tell where the item log ends: leave --until-drained out")
         return lag
@@ -296,6 +298,13 @@ class _Consumer:
                 stored = Counter(Job(entry.record.job, entry.record.run) for entry in batch.entries)
                 for job, count in stored.items():
                     await self._state.mark(job, (), counts={f"items_stored:{self._options.name}": count})
+        except BusError as error:
+            log.debug("the progress was not told: %s", error)
+
+    async def _ack_all(self, reader: LogReader, subscription: Subscription) -> None:
+        """All that was read is stored, also where an ack went astray: a job's last consumer leaves nothing held."""
+        try:
+            await subscription.ack(reader.furthest)
         except BusError as error:
             log.debug("the progress was not told: %s", error)
 

@@ -62,6 +62,7 @@ class LogReader:
         self._next: dict[int, Position] = {}  # the first item to store
         self._read: dict[int, int] = {}  # the offset to read next
         self._known: dict[int, _Known] = {}  # the message to compare
+        self._furthest: dict[int, Delivery] = {}
         self._mean_bytes = FETCH_BYTES / 16
 
     def begin(self, stored: Sequence[Progress], lag: Lag, now: float) -> list[Position]:
@@ -94,6 +95,11 @@ class LogReader:
     def exhausted(self) -> bool:
         return self._batcher.exhausted
 
+    @property
+    def furthest(self) -> list[Delivery]:
+        """The message read last of each partition."""
+        return list(self._furthest.values())
+
     def due_in(self, now: float) -> float | None:
         return self._batcher.due_in(now)
 
@@ -114,7 +120,7 @@ class LogReader:
         known = self._known.pop(partition, None)
         if known is not None and known.offset == offset and known.message != message.id:
             raise LogReplaced(partition)
-        self._read[partition] = offset + 1
+        self._read[partition], self._furthest[partition] = offset + 1, delivery
         self._mean_bytes = 0.9 * self._mean_bytes + 0.1 * len(message.body)
         start = self._next.get(partition)
         if start is not None and offset < start.offset:

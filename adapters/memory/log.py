@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from adapters.memory.bell import Bell
 from bus.errors import PositionExpired, Unsupported
 from bus.message import Delivery, Message, Position
-from bus.transport import Lag, Seek, Start
+from bus.transport import GROUP_S, Lag, Seek, Start
 
 __all__ = ["Log", "LogReader"]
 
@@ -22,6 +22,7 @@ class Log:
         self.name, self.retention_s = name, retention_s
         self.first = 0
         self.groups: dict[str, int] = {}  # the offset after the last one acked
+        self.seen: dict[str, float] = {}  # when a group has last subscribed or acked
         self._messages: list[Message] = []
         self._times: list[float] = []  # never going back
 
@@ -38,11 +39,13 @@ class Log:
         self.bell.ring()
 
     def trim(self, now: float) -> None:
-        """Remove what is older than the retention and acked by every registered group."""
+        """Remove what is older than the retention and acked by every group that is not long gone."""
         if self.retention_s is None:
             return
         old = bisect_left(self._times, now - self.retention_s)
-        acked = min(self.groups.values(), default=self.end) - self.first
+        gone_at = now - max(GROUP_S, self.retention_s)
+        held = (offset for group, offset in self.groups.items() if self.seen[group] > gone_at)
+        acked = min(held, default=self.end) - self.first
         if (gone := min(old, acked)) > 0:
             del self._messages[:gone], self._times[:gone]
             self.first += gone
@@ -86,6 +89,7 @@ class LogReader:
         log.trim(now)
         if group:
             log.groups.setdefault(group, log.first)
+            log.seen[group] = now
         self._next = log.groups.get(group, log.first) if start == "committed" else log.offset_of(start)
         self._floor = self._next  # all below is acked, or was passed over by a seek
 
@@ -100,11 +104,12 @@ class LogReader:
     def due_in(self, now: float) -> float | None:
         return None
 
-    def ack(self, deliveries: Sequence[Delivery]) -> None:
+    def ack(self, deliveries: Sequence[Delivery], now: float) -> None:
         done = max((delivery.offset + 1 for delivery in deliveries), default=0)
         self._floor = max(self._floor, min(done, self._next))
         if self._group:
             self._log.groups[self._group] = max(self._log.groups[self._group], done)
+            self._log.seen[self._group] = now
         self.bell.ring()  # a `receive` may wait for room
 
     def seek(self, to: Seek, now: float) -> None:

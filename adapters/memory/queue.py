@@ -106,7 +106,7 @@ class QueueReader:
     def due_in(self, now: float) -> float | None:
         return self._queue.due_in(now)
 
-    def ack(self, deliveries: Sequence[Delivery]) -> None:
+    def ack(self, deliveries: Sequence[Delivery], now: float) -> None:
         stale = []
         for delivery in deliveries:
             given = self._given.get(delivery.token)

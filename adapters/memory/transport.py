@@ -100,7 +100,7 @@ class MemorySubscription:
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         with self._bus.lock:
             self._check_open()
-            self._reader.ack(deliveries)
+            self._reader.ack(deliveries, self._clock.time())
 
     async def seek(self, to: Seek) -> None:
         with self._bus.lock:

@@ -15,7 +15,7 @@ from adapters.sqlite.schema import TopicRow, pack, unpack
 from adapters.sqlite.watch import Watcher
 from bus.errors import BusError, Closed, PositionExpired, Unsupported
 from bus.message import Delivery, Message, Position
-from bus.transport import Lag, Seek, Start
+from bus.transport import GROUP_S, Lag, Seek, Start
 
 __all__ = ["LogSubscription", "append", "log_lag", "trim"]
 
@@ -49,9 +49,12 @@ def append(topic: TopicRow, messages: Sequence[Message]) -> Callable[[sqlite3.Co
 
 
 def trim(connection: sqlite3.Connection, topic: int, retention_s: float) -> None:
-    """Remove from the front, in one bounded step, what is older and what every registered group has acked."""
+    """Remove from the front, in one bounded step, what is older and what every group not long gone has acked."""
     bounds = _bounds(connection, topic)
-    (held,) = connection.execute("SELECT min(next) FROM bus_groups WHERE topic = ?", (topic,)).fetchone()
+    (held,) = connection.execute(
+        "SELECT min(next) FROM bus_groups WHERE topic = ? AND seen_at > ?",
+        (topic, time.time() - max(GROUP_S, retention_s)),
+    ).fetchone()
     end = bounds.next if held is None else min(held, bounds.next)
     before, size_bytes = _place(topic, bounds.first), 0
     cutoff = time.time() - retention_s
@@ -130,8 +133,9 @@ class LogSubscription:
         if self._group:
             await self._database.write(
                 lambda connection: connection.execute(
-                    "UPDATE bus_groups SET next = max(next, ?) WHERE topic = ? AND name = ?",
-                    (done, self._topic, self._group),
+                    "UPDATE bus_groups SET next = max(next, ?), seen_at = max(seen_at, ?)"
+                    " WHERE topic = ? AND name = ?",
+                    (done, time.time(), self._topic, self._group),
                 )
             )
         self._floor = max(self._floor, min(done, self._next))
@@ -157,8 +161,9 @@ class LogSubscription:
     def _register(self, connection: sqlite3.Connection, start: Start) -> int:
         if self._group:
             connection.execute(
-                "INSERT OR IGNORE INTO bus_groups (topic, name, next) VALUES (?, ?, ?)",
-                (self._topic, self._group, _bounds(connection, self._topic).first),
+                "INSERT INTO bus_groups (topic, name, next, seen_at) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET seen_at = max(seen_at, excluded.seen_at)",
+                (self._topic, self._group, _bounds(connection, self._topic).first, time.time()),
             )
         if start != "committed":
             return _resolve(connection, self._topic, start)

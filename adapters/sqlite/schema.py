@@ -13,7 +13,7 @@ from bus.topic import Kind, Topic
 
 __all__ = ["TopicRow", "create_tables", "declare", "find_topic", "pack", "unpack"]
 
-VERSION = "1"
+VERSION = "2"
 
 # bus_queue: ready rows have owner 0. AUTOINCREMENT: a number is never given twice, so a late ack hits nothing else.
 # bus_delayed: rows move to the end of bus_queue when they are due.
@@ -36,7 +36,8 @@ CREATE TABLE IF NOT EXISTS bus_owners (
 CREATE TABLE IF NOT EXISTS bus_log (
     place INTEGER PRIMARY KEY, at REAL NOT NULL, id TEXT NOT NULL, key BLOB, headers BLOB, body BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS bus_groups (
-    topic INTEGER NOT NULL, name TEXT NOT NULL, next INTEGER NOT NULL, PRIMARY KEY (topic, name)) WITHOUT ROWID;
+    topic INTEGER NOT NULL, name TEXT NOT NULL, next INTEGER NOT NULL, seen_at REAL NOT NULL,
+    PRIMARY KEY (topic, name)) WITHOUT ROWID;
 """
 
 

@@ -57,6 +57,11 @@ class Scene:
         assert await self.state.end_start(job, "me")
         assert await self.state.end(job) is JobState.FINISHED
 
+    async def trimmed_to(self, first: int) -> None:
+        async with asyncio.timeout(20):
+            while (await self.transport.lag(TOPIC)).first != {0: first}:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
     async def consume(self, sink: Sink, **options: Any) -> ConsumeResult:
         """Until drained, or as told. Closes the sink."""
         chosen = replace(OPTIONS, **{"until_drained": "limit" not in options, "wait_s": 0.0, **options})
@@ -234,6 +239,40 @@ def test_one_job_of_the_log_has_progress_of_its_own(scheme: str, tmp_path: Path)
         assert numbers("sqlite", tmp_path) == [1, 2, 3, 4]
 
     run(work, scheme, tmp_path)
+
+
+def test_retention_keeps_what_another_jobs_consumer_has_not_stored(tmp_path: Path) -> None:
+    """Also while this job's consumer runs; and a job that is done holds nothing back."""
+
+    async def work(here: Scene) -> None:
+        for name in ("shop", "other"):
+            await here.job(name=name)
+        await here.publish(messages([1], job="other"))
+        assert (await here.consume(new_sink("sqlite", tmp_path), job="other", retention_s=0.01)).stored == 1
+        await here.publish(messages([2], job="other"))
+        for number in range(10, 13):
+            await here.publish(messages([number]))
+            assert (await here.consume(new_sink("sqlite", tmp_path), job="shop", retention_s=0.01)).stored == 1
+        await here.trimmed_to(1)  # what both have passed goes
+        await asyncio.sleep(0.1)
+        assert (await here.consume(new_sink("sqlite", tmp_path), job="other", retention_s=0.01)).stored == 1
+        await here.trimmed_to(5)
+
+    run(work, "sqlite", tmp_path)
+    assert numbers("sqlite", tmp_path) == [1, 2, 10, 11, 12]
+
+
+def test_a_job_that_is_stored_leaves_nothing_held_though_an_ack_went_astray(tmp_path: Path) -> None:
+    async def work(here: Scene) -> None:
+        await here.job()
+        await here.publish(messages([1, 2]))
+        await here.consume(new_sink("sqlite", tmp_path), job="shop")
+        with closing(sqlite3.connect(tmp_path / "bus.db")) as db, db:
+            db.execute("UPDATE bus_groups SET next = 0")
+        assert (await here.consume(new_sink("sqlite", tmp_path), job="shop")).stored == 0
+        assert (await here.transport.lag(TOPIC, group="default:shop")).ready == 0
+
+    run(work, "sqlite", tmp_path)
 
 
 # the end

@@ -8,16 +8,19 @@ import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
+from time import time
 
 import pytest
 
-from adapters.sqlite.log import TRIM_MESSAGES
+from adapters.sqlite.log import TRIM_MESSAGES, trim
+from adapters.sqlite.schema import find_topic
 from adapters.sqlite.transport import SqliteTransport
 from bus.errors import CodecError, Misconfigured, StorageFailed
 from bus.message import Message, new_id
 from bus.testing.transport_scene import until
 from bus.topic import Kind, Topic
 
+DAY_S = 86400.0
 WORK, RECORD = Topic("work", Kind.QUEUE), Topic("record", Kind.LOG, 3600.0)
 
 
@@ -126,5 +129,52 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path: Path) -> Non
         await database.read(lambda c: c.execute("PRAGMA max_page_count = 1000000").fetchone())
         reader = await transport.subscribe("work")
         assert [d.message.id for d in await reader.receive(max_messages=9, timeout_s=1)] == ["first"]
+
+    play(tmp_path / "a.db", check)
+
+
+def test_a_group_that_is_long_gone_holds_nothing_back(tmp_path: Path) -> None:
+    async def check(transport: SqliteTransport) -> None:
+        gone = await transport.subscribe("record", group="gone")
+        here = await transport.subscribe("record", group="here")
+        await transport.publish("record", [Message(new_id(), b"") for _ in range(4)])
+        await here.ack((await here.receive(max_messages=4, timeout_s=5))[:2])
+
+        async def first_kept(days: float, retention_s: float) -> object:
+            def trim_now(connection: sqlite3.Connection) -> None:
+                connection.execute("UPDATE bus_log SET at = 0")
+                connection.execute("UPDATE bus_groups SET seen_at = ? WHERE name = 'gone'", (time() - days * DAY_S,))
+                trim(connection, find_topic(connection, "record").id, retention_s)
+
+            await transport._database.write(trim_now)
+            return (await transport.lag("record")).first
+
+        assert await first_kept(6.9, 60) == {0: 0}
+        assert await first_kept(29, 30 * DAY_S) == {0: 0}
+        assert await first_kept(7.1, 60) == {0: 2}, "the other group still holds its own"
+        await gone.aclose()
+
+    play(tmp_path / "a.db", check)
+
+
+def test_subscribing_and_acking_is_being_there(tmp_path: Path) -> None:
+    async def check(transport: SqliteTransport) -> None:
+        def age(connection: sqlite3.Connection) -> None:
+            connection.execute("UPDATE bus_groups SET seen_at = 0")
+
+        async def is_there() -> bool:
+            query = "SELECT seen_at FROM bus_groups"
+            (at,) = await transport._database.read(lambda connection: connection.execute(query).fetchone())
+            return time() - DAY_S < at
+
+        await transport.publish("record", [Message(new_id(), b"")])
+        reader = await transport.subscribe("record", group="here")
+        assert await is_there()
+        await transport._database.write(age)
+        await reader.ack(await reader.receive(max_messages=1, timeout_s=5))
+        assert await is_there()
+        await transport._database.write(age)
+        await transport.subscribe("record", group="here")
+        assert await is_there()
 
     play(tmp_path / "a.db", check)
