@@ -71,6 +71,8 @@ def list_(call: Call, reason: str | None, limit: int) -> None:
                 shown.append(letter._replace(message=letter.message._replace(body=b"")))
         return counts, shown
 
+    if nothing := _nothing_there(call):
+        return call.answer({"total": 0, "reasons": {}, "letters": []}, nothing)
     counts, shown = _with_letters(call, read)
     data = {"total": counts.total(), "reasons": dict(counts), "letters": [_summary(letter) for letter in shown]}
     call.answer(_plain(data), *_list_tables(counts, shown))
@@ -86,6 +88,8 @@ def show(call: Call, id: str) -> None:
     Example:
       crawlbus dead show 4f2a
     """
+    if nothing := _nothing_there(call):
+        return call.answer([], nothing)
     history = _with_letters(call, lambda letters: letters.history(id))
     entries = [_details(letter, history) for letter in history.letters]
     call.answer(_plain(entries), *_history(entries))
@@ -153,6 +157,14 @@ def drop(call: Call, ids: Sequence[str], everything: bool, reason: str | None, l
 
 
 # choosing
+
+
+def _nothing_there(call: Call) -> str:
+    """What to say where the bus is a file that is not there: to look makes no file."""
+    from bus.url import file_path, missing_file
+
+    bus = call.settings().bus
+    return f"No dead letters: there is no bus file {file_path(bus)}." if missing_file(bus) else ""
 
 
 def _with_letters(call: Call, work: Callable[[DeadLetters], Any]) -> Any:

@@ -355,6 +355,18 @@ def test_list_counts_by_reason(bus: str, capsys: pytest.CaptureFixture[str]) -> 
     assert ask(capsys, "list", "--job", "other") == "No dead letters.\n"
 
 
+def test_to_look_makes_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CRAWLBUS_BUS", "sqlite:///none.db")
+    for words in (["list"], ["show", "4f2a"]):
+        assert ask(capsys, *words) == "No dead letters: there is no bus file none.db.\n"
+    assert json.loads(ask(capsys, "list", "--json")) == {"total": 0, "reasons": {}, "letters": []}
+    assert json.loads(ask(capsys, "show", "4f2a", "--json")) == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_show_hides_secrets(bus: str, capsys: pytest.CaptureFixture[str]) -> None:
     id = json.loads(ask(capsys, "list", "--json"))["letters"][0]["id"]
     (entry,) = json.loads(ask(capsys, "show", id[:16], "--json"))
