@@ -26,7 +26,7 @@ ENTER = "INSERT OR IGNORE INTO state_pages VALUES (?, ?, ?)"
 PUT = "INSERT OR REPLACE INTO state_begun VALUES (?, ?, ?, ?, ?)"
 LOOK = """SELECT open, message, attempt, starts FROM state_pages LEFT JOIN state_begun USING (job, page)
     WHERE job = ? AND page = ?"""
-COUNT = """UPDATE state_jobs SET open = open + :opened - :closed, seen = seen + :seen,
+COUNT = """UPDATE state_jobs SET open = open + :opened - :closed, seen = seen + :seen, begun = begun + :begun,
     state = CASE WHEN :opened AND state = :finished THEN :running ELSE state END,
     finished_at = CASE WHEN :opened THEN NULL ELSE finished_at END,
     unaccounted = CASE WHEN :opened THEN 0 ELSE unaccounted END WHERE id = :job"""
@@ -45,25 +45,27 @@ def check(db: sqlite3.Connection, job: int, pages: Sequence[bytes]) -> set[bytes
 def mark(db: sqlite3.Connection, job: int, pages: Iterable[bytes], finish: Iterable[bytes]) -> None:
     opened = db.executemany(ENTER, [(job, page, 1) for page in pages]).rowcount
     done = [(job, page) for page in set(finish)]
-    closed = new = 0
+    closed = new = ended = 0
     if done:
         close = "UPDATE state_pages SET open = 0 WHERE job = ? AND page = ? AND open"
         closed = db.executemany(close, done).rowcount
         if closed < len(done):
             new = db.executemany(ENTER, [(job, page, 0) for _, page in done]).rowcount
-        db.executemany("DELETE FROM state_begun WHERE job = ? AND page = ?", done)
-    _count(db, job, opened=max(opened, 0), closed=closed, seen=max(opened, 0) + new)
+        ended = db.executemany("DELETE FROM state_begun WHERE job = ? AND page = ?", done).rowcount
+    _count(db, job, opened=max(opened, 0), closed=closed, seen=max(opened, 0) + new, begun=-ended)
 
 
-def _count(db: sqlite3.Connection, job: int, *, opened: int = 0, closed: int = 0, seen: int = 0) -> None:
+def _count(
+    db: sqlite3.Connection, job: int, *, opened: int = 0, closed: int = 0, seen: int = 0, begun: int = 0
+) -> None:
     """Keep the counts; where anything was opened, a finished job is running again."""
-    if opened or closed or seen:
+    if opened or closed or seen or begun:
         states = {"finished": JobState.FINISHED.value, "running": JobState.RUNNING.value}
-        db.execute(COUNT, {"job": job, "opened": opened, "closed": closed, "seen": seen, **states})
+        db.execute(COUNT, {"job": job, "opened": opened, "closed": closed, "seen": seen, "begun": begun, **states})
 
 
 def arrive(db: sqlite3.Connection, job: int, arrivals: Sequence[Arrival]) -> list[Verdict]:
-    verdicts, opened = [], 0
+    verdicts, opened, begun = [], 0, 0
     for arrival in arrivals:
         is_open, *fields = db.execute(LOOK, (job, arrival.page)).fetchone() or (None, None)
         if is_open == 0:
@@ -72,8 +74,10 @@ def arrive(db: sqlite3.Connection, job: int, arrivals: Sequence[Arrival]) -> lis
         if is_open is None:
             db.execute(ENTER, (job, arrival.page, 1))
             opened += 1
-        verdicts.append(_begin(db, job, arrival, _begun(fields)))
-    _count(db, job, opened=opened, seen=opened)
+        entry = _begun(fields)
+        begun += entry is None  # `begin` makes an entry where there is none
+        verdicts.append(_begin(db, job, arrival, entry))
+    _count(db, job, opened=opened, seen=opened, begun=begun)
     return verdicts
 
 

@@ -39,7 +39,7 @@ CREATE TABLE IF NOT EXISTS state_jobs (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL, run INTEGER NOT NULL, spider TEXT NOT NULL,
     created_at REAL NOT NULL, listed INTEGER NOT NULL DEFAULT 1, over INTEGER NOT NULL DEFAULT 0,
     state TEXT NOT NULL DEFAULT 'running', open INTEGER NOT NULL DEFAULT 0, seen INTEGER NOT NULL DEFAULT 0,
-    start_ended INTEGER NOT NULL DEFAULT 0, unaccounted INTEGER NOT NULL DEFAULT 0, finished_at REAL,
+    begun INTEGER NOT NULL DEFAULT 0, start_ended INTEGER NOT NULL DEFAULT 0, unaccounted INTEGER NOT NULL DEFAULT 0, finished_at REAL,
     UNIQUE (name, run));
 CREATE TABLE IF NOT EXISTS state_leases (
     job INTEGER NOT NULL, name TEXT NOT NULL, owner TEXT NOT NULL, expires REAL NOT NULL,
@@ -48,7 +48,7 @@ CREATE TABLE IF NOT EXISTS state_reports (
     job INTEGER NOT NULL, worker TEXT NOT NULL, report TEXT NOT NULL, PRIMARY KEY (job, worker)) WITHOUT ROWID;
 """
 LISTED = "FROM state_jobs WHERE listed AND NOT over"
-COLUMNS = "id, name, run, spider, state, open, seen, start_ended, unaccounted, created_at, finished_at"
+COLUMNS = "id, name, run, spider, state, open, seen, begun, start_ended, unaccounted, created_at, finished_at"
 
 
 def create(db: sqlite3.Connection) -> None:
@@ -75,10 +75,9 @@ def all_jobs(db: sqlite3.Connection, now: float) -> list[JobStatus]:
 
 
 def _status(db: sqlite3.Connection, row: tuple, now: float) -> JobStatus:  # type: ignore[type-arg]
-    id, name, run, spider, state, open, seen, start_ended, unaccounted, created_at, finished_at = row
+    id, name, run, spider, state, open, seen, begun, start_ended, unaccounted, created_at, finished_at = row
     leases = db.execute("SELECT name FROM state_leases WHERE job = ? AND expires > ?", (id, now)).fetchall()
     live = [kind.partition(":")[0] for (kind,) in leases]
-    (begun,) = db.execute("SELECT count(*) FROM state_begun WHERE job = ?", (id,)).fetchone()
     return JobStatus(
         job=Job(name, run),
         spider=spider,

@@ -66,6 +66,25 @@ class JobChecks(Store):
         ]
 
     @scene
+    async def test_begun_counts_the_pages_that_are(self, s: Scene) -> None:
+        async def begun() -> int:
+            status = await s.two.status("shop")
+            assert status
+            return status.begun
+
+        await s.one.mark(s.job, pages("a", "b", "c"))
+        for message in ("m", "m", "another"):  # begun, again, and taken
+            await s.arrive("a", message)
+        await s.arrive("b", "n")
+        assert await begun() == 2
+        await s.one.retry(s.job, [Attempt(page_id("b"), "n", 1), Attempt(page_id("c"), "n", 1)])
+        await s.one.release(s.job, [Arrival(page_id("a"), "m")])
+        assert await begun() == 2
+        await s.one.finish(s.job, pages("a", "c", "never begun"))
+        await s.one.finish(s.job, pages("a"))
+        assert await begun() == 1
+
+    @scene
     async def test_restart_forgets_everything_but_the_name(self, s: Scene) -> None:
         await s.one.mark(s.job, pages("a", "b"), finish=pages("b"), counts={"items": 1})
         await s.arrive("a", "m")

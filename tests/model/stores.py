@@ -126,9 +126,9 @@ class SqliteDriver:
             for table in ("jobs", "pages", "begun", "leases", "reports", "counters"):
                 db.execute(f"DELETE FROM state_{table}")
             db.execute(
-                """INSERT INTO state_jobs (id, name, run, spider, created_at, state, open, seen, start_ended)
-                VALUES (1, ?, ?, 'spider', 0, ?, ?, ?, ?)""",
-                (JOB, s.run, s.state.value, s.open, len(s.pages), s.start_ended),
+                """INSERT INTO state_jobs (id, name, run, spider, created_at, state, open, seen, begun, start_ended)
+                VALUES (1, ?, ?, 'spider', 0, ?, ?, ?, ?, ?)""",
+                (JOB, s.run, s.state.value, s.open, len(s.pages), len(s.begun), s.start_ended),
             )
             db.executemany("INSERT INTO state_pages VALUES (1, ?, ?)", s.pages)
             db.executemany("INSERT INTO state_begun VALUES (1, ?, ?, ?, ?)", [(p, *b) for p, b in s.begun])
@@ -139,11 +139,13 @@ class SqliteDriver:
 
     def dump(self) -> Snapshot:
         def look(db: sqlite3.Connection) -> Snapshot:
-            query = "SELECT id, run, state, start_ended, open, seen FROM state_jobs WHERE NOT over"
-            id, run, state, start_ended, open, seen = db.execute(query).fetchone()
+            query = "SELECT id, run, state, start_ended, open, seen, begun FROM state_jobs WHERE NOT over"
+            id, run, state, start_ended, open, seen, counted = db.execute(query).fetchone()
             pages = db.execute("SELECT page, open FROM state_pages WHERE job = ?", (id,)).fetchall()
             assert seen == len(pages), f"seen is {len(pages)}, and counted as {seen}"
-            begun = db.execute("SELECT page, message, attempt, starts FROM state_begun WHERE job = ?", (id,))
+            query = "SELECT page, message, attempt, starts FROM state_begun WHERE job = ?"
+            begun = db.execute(query, (id,)).fetchall()
+            assert counted == len(begun), f"begun is {len(begun)}, and counted as {counted}"
             leases = db.execute("SELECT name, owner FROM state_leases WHERE job = ?", (id,))
             return Snapshot(
                 run,
