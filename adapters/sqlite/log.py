@@ -133,8 +133,7 @@ class LogSubscription:
         if self._group:
             await self._database.write(
                 lambda connection: connection.execute(
-                    "UPDATE bus_groups SET next = max(next, ?), seen_at = max(seen_at, ?)"
-                    " WHERE topic = ? AND name = ?",
+                    "UPDATE bus_groups SET next = max(next, ?), seen_at = max(seen_at, ?) WHERE topic = ? AND name = ?",
                     (done, time.time(), self._topic, self._group),
                 )
             )
