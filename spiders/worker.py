@@ -35,6 +35,7 @@ from spiders.project import local_feed
 from spiders.requests import RequestCodec
 from spiders.seen import SeenFilter
 from spiders.start import StartItems
+from spiders.watchdog import watch
 
 if TYPE_CHECKING:
     from scrapy import Spider
@@ -48,7 +49,6 @@ __all__ = ["Worker"]
 logger = logging.getLogger(__name__)
 
 SPARE_IN_FLIGHT = 64  # handed out and not yet acknowledged, beyond CONCURRENT_REQUESTS
-WATCHDOG_S = 5.0
 FLUSH_S = 5.0
 
 
@@ -154,7 +154,7 @@ class Worker:
         filters = addon_of(self.crawler).filters
         self.follows_links = filters and Follower.usable(self.crawler, self.pages, {LinksMiddleware, StartMiddleware})
         self._spawn(self.presence.run())
-        self._spawn(self._watch())
+        self._spawn(watch(self))
         if not self.ended:
             self._spawn(self.intake.run())
 
@@ -363,20 +363,16 @@ class Worker:
             self._quiet.clear()
             await self._quiet.wait()
 
-    async def _watch(self) -> None:
-        """Notice a request that has left the engine while we still hold it open."""
-        suspects: set[Request] = set()
-        while True:
-            await asyncio.sleep(WATCHDOG_S)
-            engine = self.crawler.engine
-            scraping = engine.scraper.slot.active if engine.scraper.slot is not None else set()
-            inside = engine.downloader.active | scraping
-            gone = {request for request in self._fetches if request not in inside}
-            for request in gone & suspects:
-                logger.error("%s left the engine without an end; it goes to the dead log", request)
-                fetch = self._fetches.pop(request)
-                self.outbox.reject(fetch, "lost", "the engine dropped it without telling")
-            suspects = gone
+    def strays(self) -> set[Request]:
+        """Requests that we hold open and the engine does not have any more."""
+        engine = self.crawler.engine
+        scraping = engine.scraper.slot.active if engine.scraper.slot is not None else set()
+        return {request for request in self._fetches if request not in engine.downloader.active | scraping}
+
+    def bury(self, request: Request) -> None:
+        """The engine dropped a request without telling."""
+        logger.error("%s left the engine without an end; it goes to the dead log", request)
+        self.outbox.reject(self._fetches.pop(request), "lost", "the engine dropped it without telling")
 
     # small things
 
