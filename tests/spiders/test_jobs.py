@@ -143,7 +143,7 @@ def test_a_paused_job_waits_for_resume_only(tmp_path: Path) -> None:
         wait_until(lambda: site.hits["/gate"])
         assert "paused" in tell(tmp_path, "pause").out
         wait_until(lambda: status(tmp_path).state.value == "paused")
-        threading.Event().wait(0.7)  # a busy worker looks every half second
+        threading.Event().wait(1.5)  # a busy worker looks every half second
         gate.open()
         wait_until(lambda: status(tmp_path).counters.get("pages") == 2)
         with crawling(tmp_path, url) as second:
@@ -164,7 +164,7 @@ def test_a_stopped_job_is_resumed_by_crawl(tmp_path: Path, workers: str) -> None
         with crawling(tmp_path, url, "--workers", workers) as first:
             wait_until(lambda: site.hits["/gate"])
             assert "stopped" in tell(tmp_path, "stop").out
-            threading.Event().wait(0.7)
+            threading.Event().wait(1.5)
             gate.open()
             assert "stopped" in ends(first)
         assert "/c" not in site.hits and paths(tmp_path) == ["/", "/gate"]
@@ -196,7 +196,7 @@ def test_the_first_signal_is_graceful(tmp_path: Path, workers: str, number: sign
         with crawling(tmp_path, url, "--workers", workers) as first:
             wait_until(lambda: site.hits["/gate"])
             first.send_signal(number)
-            threading.Event().wait(0.3)
+            threading.Event().wait(0.8)
             gate.open()
             ends(first)
         now = status(tmp_path)
@@ -214,7 +214,7 @@ def test_the_second_interrupt_ends_at_once_and_loses_nothing(tmp_path: Path, wor
         with crawling(tmp_path, url, "--workers", workers) as first:
             wait_until(lambda: site.hits["/gate"])
             first.send_signal(signal.SIGINT)
-            threading.Event().wait(0.5)
+            threading.Event().wait(0.8)
             first.send_signal(signal.SIGINT)
             ends(first, 130)
         gate.open()

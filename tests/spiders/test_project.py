@@ -15,6 +15,7 @@ import pytest
 
 from tests.spiders.scene import Ran, Site, crawlbus, environment, links
 
+Make = Callable[..., Path]
 BUS = 'ADDONS = {"spiders.BusAddon": 500}\nBUS_URL = "sqlite:///bus.db"\n'
 OWN_PARTS = """
 DOWNLOAD_DELAY = 0
@@ -130,9 +131,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (package / "items.py").write_text(ITEMS)
     (package / "spiders" / "products.py").write_text(PRODUCTS)
     return directory
-
-
-Make = Callable[..., Path]
 
 
 @pytest.fixture
