@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from scrapy.utils.misc import load_object
 from scrapy.utils.project import get_project_settings
 
 from bus.errors import Misconfigured
+from bus.shadows import scrapy_project
 
 __all__ = ["bus_settings", "local_feed", "project_settings", "spider_class"]
 
@@ -41,6 +43,9 @@ def project_settings(overrides: Mapping[str, Any]) -> ScrapySettings:
 
 
 def _settings() -> ScrapySettings:
+    project = scrapy_project()
+    if project is not None and str(project) not in sys.path:
+        sys.path.append(str(project))  # Scrapy leaves it out where SCRAPY_SETTINGS_MODULE comes from a parent
     try:
         return get_project_settings()
     except Exception as error:
