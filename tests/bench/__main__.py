@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.bench.idle import idle_pickups, percentile
 from tests.bench.machine import machine
 from tests.bench.worker import CONTESTANTS, SITES, Measured, WrongCrawl, measure, summary
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 110)
 FOLDER = click.option(
     "--folder", type=click.Path(exists=True, file_okay=False, path_type=Path), default=tempfile.gettempdir,
     help="Where the SQLite files go; its disk is part of the figure.  [default: the system's temporary folder]",
