@@ -25,7 +25,6 @@ class Fetch:
     __slots__ = (
         "alone",
         "attempt",
-        "closes",
         "delivery",
         "exhausted",
         "failure",
@@ -33,7 +32,6 @@ class Fetch:
         "ignored",
         "is_start",
         "items",
-        "lane",
         "origin",
         "page",
         "repeats",
@@ -58,7 +56,6 @@ class Fetch:
         self.ignored = False  # not fetched: robots.txt, offsite, IgnoreRequest
         self.failure: tuple[Reason, str] | None = None
         self.retry_delay_s: float | None = None
-        self.closes = False  # its callback raised CloseSpider
 
     @property
     def message_id(self) -> str:

@@ -27,9 +27,6 @@ class SeenFilter:
         self._new.add(page)
         return not known
 
-    def __contains__(self, page: bytes) -> bool:
-        return page in self._new or page in self._old
-
     def clear(self) -> None:
         """After `dedup forget`, or in a new run."""
         self._new.clear()
