@@ -7,7 +7,7 @@ from enum import Enum
 
 from bus.errors import Unsupported
 
-__all__ = ["Acks", "Capabilities", "Durability", "SeekBy", "require"]
+__all__ = ["Acks", "Capabilities", "Delay", "Durability", "SeekBy", "require"]
 
 
 class Durability(Enum):
@@ -26,6 +26,15 @@ class Acks(Enum):
     PREFIX = "prefix"
 
 
+class Delay(Enum):
+    """How a QUEUE comes to honour `not_before`. `bus.bands.Banded` makes BANDS of the first two."""
+
+    NONE = "none"  # it cannot: `publish` refuses such a message
+    HOLDS = "holds"  # it cannot, but a queue with `Topic.hold_s` passes its messages on by itself
+    BANDS = "bands"  # by delay bands: never early, at most about a second late
+    NATIVE = "native"  # by itself, at its time
+
+
 class SeekBy(Enum):
     """What `seek` and `start` of a LOG accept besides `earliest` and `latest`."""
 
@@ -40,14 +49,19 @@ class Capabilities:
     queue_durability: Durability
     log_durability: Durability
     acks: Acks
-    lease_s: float | None  # an unacknowledged delivery of a dead reader returns within about this time
+    lease_s: float | None  # an unacknowledged delivery of a reader that is frozen or cut off returns within about this
     counts_redeliveries: bool
     releases_on_close: bool  # `aclose` hands unacknowledged work back at once
-    native_delay: bool  # a QUEUE honours `not_before` by itself
+    delay: Delay
     seek_by: frozenset[SeekBy]
     exact_lag: bool
     shared_between_processes: bool
     shared_between_hosts: bool
+
+    @property
+    def delays(self) -> bool:
+        """A QUEUE honours `not_before`."""
+        return self.delay in (Delay.BANDS, Delay.NATIVE)
 
 
 def require(capabilities: Capabilities, **wanted: object) -> None:

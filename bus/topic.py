@@ -20,11 +20,16 @@ class Kind(Enum):
 
 
 class Topic(NamedTuple):
-    """A channel of messages. `retention_s` holds for a LOG only; a QUEUE keeps a message until its ack."""
+    """A channel of messages. `retention_s` holds for a LOG only; a QUEUE keeps a message until its ack.
+
+    A QUEUE with `hold_s` is a delay band (`bus.bands`): where the transport `HOLDS`, each of its messages moves by
+    itself, `hold_s` after it came, to the queue that its header `to` names, and nobody may subscribe to it.
+    """
 
     name: str
     kind: Kind
     retention_s: float | None = None
+    hold_s: int | None = None
 
 
 def lane_of(priority: int) -> str:

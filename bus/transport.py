@@ -26,7 +26,8 @@ class Lag:
 
     `ready` may be delivered now, `delayed` waits for its time, `unacked` is in a reader's hands. Of a LOG,
     `first` and `end` hold, for each partition, the first offset kept and the one the next message will get.
-    `exact` is False where any number is an estimate.
+    Where `unacked` is None, `ready` may hold what is unacknowledged, too, or not: then `readers` of a QUEUE, if it is
+    known, tells how many have it open. `exact` is False where any number is an estimate.
     """
 
     ready: int | None
@@ -35,10 +36,16 @@ class Lag:
     exact: bool
     first: Mapping[int, int] | None = None
     end: Mapping[int, int] | None = None
+    readers: int | None = None
 
 
 class Subscription(Protocol):
-    """One reader of one topic. One task at a time reads it; a second one gets `BusError`."""
+    """One reader of one topic. One task at a time reads it; a second one gets `BusError`.
+
+    Where the bus is away, calls raise `ConnectionLost`, at once or after a few seconds, until it is back; the
+    subscription connects again by itself, with jittered pauses, and goes on: of a QUEUE what was unacknowledged is
+    delivered again and its old deliveries are stale, of a LOG the next message is the one after the last received.
+    """
 
     async def receive(self, *, max_messages: int, timeout_s: float) -> Sequence[Delivery]:
         """At most `max_messages`, as soon as there is one; empty after `timeout_s`.
@@ -70,7 +77,12 @@ class Subscription(Protocol):
 
 
 class Transport(Protocol):
-    """A connection to one bus. `publish`, `declare` and `lag` may be called by many tasks at once."""
+    """A connection to one bus. `publish`, `declare` and `lag` may be called by many tasks at once.
+
+    Made by the class method `connect(url)`, which raises `ConnectionLost` where nobody answers and `Misconfigured`
+    where the server refuses us. Where the bus is away later, calls raise `ConnectionLost` or `PublishUnconfirmed`
+    within about 30 s, and the same object works again once it is back. A call never hangs for longer.
+    """
 
     @property
     def capabilities(self) -> Capabilities: ...
@@ -85,7 +97,7 @@ class Transport(Protocol):
         ...
 
     async def subscribe(
-        self, topic: str, *, group: str = "", prefetch: int = 256, start: Start = "committed"
+        self, topic: str, *, group: str = "", prefetch: int = 256, start: Start = "committed", member: str = ""
     ) -> Subscription:
         """A QUEUE has one group, whose readers compete. Each group of a LOG sees every message.
 
@@ -93,7 +105,9 @@ class Transport(Protocol):
         A group is registered by subscribing: a LOG that can tell keeps what it has not acked, past its retention,
         until the group has neither subscribed nor acked for 7 days, or for the retention if that is longer.
         The empty group is never registered and has no committed position.
-        Leases are renewed from a thread while the subscription is open, even if the event loop is blocked.
+        Leases live while the subscription is open and the event loop is not blocked for longer than `lease_s`.
+        `member` is a name that no other live reader of this QUEUE has, and that the successor of a dead one takes
+        over: it gets that one's work at once where the bus would otherwise wait for a lease. Others ignore it.
         """
         ...
 

@@ -45,7 +45,7 @@ async def _again(
 ) -> None:
     not_before = None
     if delay_s > 0:
-        require(transport.capabilities, native_delay=True)
+        require(transport.capabilities, delays=True)
         not_before = (time.time() if now is None else now) + delay_s
     await transport.publish(delivery.topic, [delivery.message.again(attempt=attempt, not_before=not_before)])
     await reader.ack([delivery])

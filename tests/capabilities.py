@@ -24,7 +24,7 @@ MEANINGS = {
     "lease_s": "seconds after which a dead reader's work comes back at the latest; none: it dies with the bus",
     "counts_redeliveries": "a delivery says how often it was delivered before",
     "releases_on_close": "`aclose` hands unacknowledged work back at once",
-    "native_delay": "a QUEUE honours `not_before` by itself",
+    "delay": "how a QUEUE honours `not_before`: `native` at its time, `bands` at most about a second late",
     "seek_by": "what `seek` takes besides `earliest` and `latest`",
     "exact_lag": "`lag` counts, and does not estimate",
     "shared_between_processes": "processes of one machine may share it: `--workers` above 1",

@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 
 from adapters.memory.log import Log, LogReader
 from adapters.memory.queue import Queue, QueueReader
-from bus.capabilities import Acks, Capabilities, Durability, SeekBy
+from bus.capabilities import Acks, Capabilities, Delay, Durability, SeekBy
 from bus.clock import Clock, SystemClock
 from bus.errors import BusError, Closed, Misconfigured, Unsupported
 from bus.message import Delivery, Message
@@ -26,7 +26,7 @@ CAPABILITIES = Capabilities(
     lease_s=None,  # a reader dies only with the whole bus
     counts_redeliveries=True,
     releases_on_close=True,
-    native_delay=True,
+    delay=Delay.NATIVE,
     seek_by=frozenset(SeekBy),
     exact_lag=True,
     shared_between_processes=False,
@@ -148,7 +148,7 @@ class MemoryTransport:
             bus.find(topic).publish(messages, self._clock.time())
 
     async def subscribe(
-        self, topic: str, *, group: str = "", prefetch: int = 256, start: Start = "committed"
+        self, topic: str, *, group: str = "", prefetch: int = 256, start: Start = "committed", member: str = ""
     ) -> Subscription:
         bus = self._open()
         with bus.lock:

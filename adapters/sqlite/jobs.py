@@ -10,9 +10,9 @@ import json
 import sqlite3
 
 from adapters.sqlite import frontier
-from adapters.sqlite.process import is_gone, this_process
 from bus.errors import Misconfigured
 from bus.frontier import check_spider, ends
+from bus.process import is_gone, this_process
 from bus.state import Job, JobState, JobStatus, WorkerReport
 
 __all__ = [

@@ -11,11 +11,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from adapters.sqlite.database import Database
-from adapters.sqlite.process import is_gone, this_process
 from adapters.sqlite.schema import TopicRow, pack, unpack
 from adapters.sqlite.watch import Watcher
 from bus.errors import BusError, Closed, StaleDelivery, Unsupported
 from bus.message import Delivery, Message
+from bus.process import is_gone, this_process
 from bus.transport import Lag, Seek
 
 __all__ = ["Owners", "QueueSubscription", "insert", "queue_lag"]

@@ -11,7 +11,7 @@ from adapters.sqlite.log import LogSubscription, append, log_lag, trim
 from adapters.sqlite.queue import Owners, QueueSubscription, insert, queue_lag
 from adapters.sqlite.schema import TopicRow, create_tables, declare, find_topic
 from adapters.sqlite.watch import Watcher
-from bus.capabilities import Acks, Capabilities, Durability, SeekBy
+from bus.capabilities import Acks, Capabilities, Delay, Durability, SeekBy
 from bus.errors import Closed, Misconfigured, Unsupported
 from bus.message import Message
 from bus.topic import Kind, Topic
@@ -36,7 +36,7 @@ class SqliteTransport:
             lease_s=lease_s,
             counts_redeliveries=True,
             releases_on_close=True,
-            native_delay=True,
+            delay=Delay.NATIVE,
             seek_by=frozenset(SeekBy),
             exact_lag=True,
             shared_between_processes=True,
@@ -81,7 +81,7 @@ class SqliteTransport:
             self._watcher.wake(row.id)
 
     async def subscribe(
-        self, topic: str, *, group: str = "", prefetch: int = 256, start: Start = "committed"
+        self, topic: str, *, group: str = "", prefetch: int = 256, start: Start = "committed", member: str = ""
     ) -> Subscription:
         row = await self._find(topic)
         subscription: QueueSubscription | LogSubscription

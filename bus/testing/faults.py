@@ -58,10 +58,10 @@ class FaultyTransport:
         raise PublishUnconfirmed(f"{len(messages)} messages may or may not be stored")
 
     async def subscribe(
-        self, topic: str, *, group: str = "", prefetch: int = 256, start: Start = "committed"
+        self, topic: str, *, group: str = "", prefetch: int = 256, start: Start = "committed", member: str = ""
     ) -> Subscription:
         async def open() -> Subscription:
-            return await self.inner.subscribe(topic, group=group, prefetch=prefetch, start=start)
+            return await self.inner.subscribe(topic, group=group, prefetch=prefetch, start=start, member=member)
 
         return FaultySubscription(self, self._faults, await open(), open if topic in self._queues else None)
 

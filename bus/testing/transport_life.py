@@ -27,7 +27,7 @@ class LifeChecks(Bus):
         """The same for each connection, and nobody can change it."""
         assert stage.one.capabilities == stage.two.capabilities
         try:
-            stage.one.capabilities.native_delay = False  # type: ignore[misc]
+            stage.one.capabilities.exact_lag = False  # type: ignore[misc]
         except FrozenInstanceError:
             return
         raise AssertionError("capabilities can be changed")

@@ -268,7 +268,7 @@ class QueueChecks(Bus):
         topic = await stage.queue()
         due = time.time() + 0.4
         late = Message(new_id(), b"late", not_before=due)
-        if not stage.can.native_delay:
+        if not stage.can.delays:
             await refused(Unsupported, stage.one.publish(topic, [late]))
             return
         past = Message(new_id(), b"past", not_before=time.time() - 60)
@@ -284,7 +284,7 @@ class QueueChecks(Bus):
     @staged
     async def test_the_delayed_do_not_hold_up_the_ready(self, stage: Stage) -> None:
         topic = await stage.queue()
-        if stage.can.native_delay:
+        if stage.can.delays:
             await stage.publish(topic, 50, not_before=time.time() + 3600)
             sent = await stage.publish(topic, 3)
             in_order(ids(sent), ids(await stage.work(await stage.reader(topic), 3)))
@@ -303,9 +303,9 @@ class QueueChecks(Bus):
         topic = await stage.queue()
         assert_lag(stage, await stage.one.lag(topic), 0, 0, 0)
         await stage.publish(topic, 5)
-        if stage.can.native_delay:
+        if stage.can.delays:
             await stage.publish(topic, 2, not_before=time.time() + 3600)
-        delayed = 2 if stage.can.native_delay else 0
+        delayed = 2 if stage.can.delays else 0
         reader = await stage.reader(topic, prefetch=2)
         held = await stage.take(reader, 2)
         assert_lag(stage, await stage.two.lag(topic), 3, 2, delayed)

@@ -54,7 +54,7 @@ class VerbChecks(Bus):
         reader = await stage.reader(topic)
         (got,) = await stage.take(reader, 1)
         due = time.time() + 0.3
-        if not stage.can.native_delay:
+        if not stage.can.delays:
             await refused(Unsupported, nack(stage.one, reader, got, 0.3))
             await reader.aclose()
             assert len(await stage.work(await stage.reader(topic), 1)) == 1
@@ -69,7 +69,7 @@ class VerbChecks(Bus):
         topic = await stage.queue()
         (sent,) = await stage.publish(topic, 1, headers={"attempt": 2})
         reader = await stage.reader(topic)
-        await delay(stage.one, reader, (await stage.take(reader, 1))[0], 0.1 if stage.can.native_delay else 0)
+        await delay(stage.one, reader, (await stage.take(reader, 1))[0], 0.1 if stage.can.delays else 0)
         (got,) = await stage.work(reader, 1)
         assert got.message == sent
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from adapters.memory.state import Lease, MemoryState, Run
 from adapters.memory.state import Store as MemoryStore
 from adapters.sqlite.database import Database
-from adapters.sqlite.process import this_process
+from bus.process import this_process
 from adapters.sqlite.state import SqliteState
 from bus.frontier import Begun
 from bus.state import LEASE_S, Job, JobState, State

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from adapters.sqlite.process import is_gone, this_process
+from bus.process import is_gone, this_process
 
 
 def test_this_process_is_here() -> None:
@@ -13,7 +13,7 @@ def test_this_process_is_here() -> None:
 
 
 def test_a_process_that_ended_is_gone_reaped_or_not() -> None:
-    code = "from adapters.sqlite.process import this_process; print(this_process(), flush=True); input()"
+    code = "from bus.process import this_process; print(this_process(), flush=True); input()"
     child = subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True)
     assert child.stdout is not None and child.stdin is not None
     name = child.stdout.readline().strip()
