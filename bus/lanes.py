@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Self, cast
 
 from bus.errors import StaleDelivery
 from bus.message import Delivery
@@ -36,17 +36,20 @@ class LaneReader:
         self._arrived: list[Delivery] = []  # more than was asked for, or for a `receive` that was cancelled
 
     @classmethod
-    async def open(cls, transport: Transport, topics: Mapping[str, str], *, prefetch: int = 256) -> Self:
-        """`topics` maps each lane to its queue. `prefetch` holds for each lane."""
-        lanes: list[_Lane] = []
-        try:
-            for lane, topic in topics.items():
-                lanes.append(_Lane(topic, LANE_WEIGHTS[lane], await transport.subscribe(topic, prefetch=prefetch)))
-        except BaseException:
-            for opened in lanes:
-                await opened.subscription.aclose()
-            raise
-        return cls(lanes)
+    async def open(
+        cls, transport: Transport, topics: Mapping[str, str], *, prefetch: int = 256, member: str = ""
+    ) -> Self:
+        """`topics` maps each lane to its queue. `prefetch` holds for each lane, `member` is as for `subscribe`."""
+        opening = [transport.subscribe(topic, prefetch=prefetch, member=member) for topic in topics.values()]
+        opened = await asyncio.gather(*opening, return_exceptions=True)
+        failed = [error for error in opened if isinstance(error, BaseException)]
+        if failed:
+            for subscription in opened:
+                if not isinstance(subscription, BaseException):
+                    await subscription.aclose()
+            raise failed[0]
+        pairs = zip(topics.items(), opened, strict=True)
+        return cls([_Lane(topic, LANE_WEIGHTS[lane], cast(Subscription, reader)) for (lane, topic), reader in pairs])
 
     async def receive(self, *, max_messages: int, timeout_s: float) -> Sequence[Delivery]:
         """As `Subscription.receive`: at most so many of all lanes, as soon as one has something."""

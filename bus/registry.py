@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, TypeAlias, cast
 
+from bus.bands import Banded
 from bus.errors import Misconfigured
 from bus.shadows import PACKAGES, shadows
 from bus.state import State
@@ -39,9 +40,13 @@ EXTRAS: Mapping[str, str] = {
 
 
 async def connect_transport(url: str) -> Transport:
-    """Connect to the bus of a URL; whoever connects closes. `prefix` and `retention` are taken off it before."""
+    """Connect to the bus of a URL; whoever connects closes. `prefix` and `retention` are taken off it before.
+
+    Where it cannot delay by itself, it does so by bands.
+    """
     adapter = load("crawlbus.transports", scheme(url))
-    return cast(Transport, await adapter.connect(without_bus_options(url)))
+    transport = cast(Transport, await adapter.connect(without_bus_options(url)))
+    return transport if transport.capabilities.delays else Banded(transport)
 
 
 async def connect_state(url: str) -> State:

@@ -130,7 +130,7 @@ class SqliteTransport:
 
     def _keep_trimmed(self, row: TopicRow) -> None:
         """From time to time, and in bounded steps, remove what is past its retention."""
-        name, kind, retention_s = row.topic
+        name, kind, retention_s, _ = row.topic
         if kind is Kind.LOG and retention_s is not None and name not in self._trimmed:
             self._trimmed.add(name)
             interval_s = min(TRIM_EACH_S, max(0.01, retention_s / 10))
