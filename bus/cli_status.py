@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager, nullcontext, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext, suppress
 
 import click
 from rich.live import Live
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bus.cli import Call, common
+from bus.errors import ConnectionLost
 from bus.jobs import NO_JOB, STATE_COLOURS, JobRow, job_row
 from bus.registry import connect_state, connect_transport
 from bus.settings import Settings, state_url
@@ -21,6 +23,8 @@ from bus.transport import Transport
 from bus.url import bus_options, missing_file
 
 __all__ = ["status"]
+
+log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
 
@@ -67,20 +71,29 @@ async def _watch(call: Call, settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def _connected(settings: Settings) -> AsyncIterator[tuple[Transport, State]]:
-    async with (
-        aclosing(await connect_transport(settings.bus)) as transport,
-        aclosing(await connect_state(state_url(settings))) as state,
-    ):
+async def _connected(settings: Settings) -> AsyncIterator[tuple[Transport | None, State]]:
+    """A bus that is away leaves the state to tell; a state that is away leaves nothing."""
+    async with AsyncExitStack() as stack:
+        state = await stack.enter_async_context(aclosing(await connect_state(state_url(settings))))
+        transport = None
+        try:
+            transport = await stack.enter_async_context(aclosing(await connect_transport(settings.bus)))
+        except ConnectionLost as error:
+            log.warning("%s", error)
         yield transport, state
 
 
-async def _rows(settings: Settings, transport: Transport, state: State) -> list[JobRow]:
+async def _rows(settings: Settings, transport: Transport | None, state: State) -> list[JobRow]:
     jobs = await state.jobs()
     if settings.job is not None:
         jobs = [job for job in jobs if job.job.name == settings.job]
     prefix = bus_options(settings.bus).prefix
-    return [await job_row(job, transport, prefix) for job in sorted(jobs, key=lambda job: job.job.name)]
+    jobs = sorted(jobs, key=lambda job: job.job.name)
+    try:
+        return [await job_row(job, transport, prefix) for job in jobs]
+    except ConnectionLost as error:
+        log.warning("%s", error)
+        return [await job_row(job, None, prefix) for job in jobs]
 
 
 def _show(call: Call, rows: list[JobRow]) -> None:
@@ -104,6 +117,6 @@ def _table(rows: list[JobRow]) -> Table | Text:
             Text(ended, style="red" if row.unaccounted else STATE_COLOURS[row.state]),
             *("?" if number is None else f"{number:,}" for number in numbers),
             ", ".join(f"{count:,} ({name})" for name, count in sorted(row.items_stored.items())) or "-",
-            str(row.workers),
+            f"{row.workers}, {row.waiting} without the bus" if row.waiting else str(row.workers),
         )
     return table

@@ -37,16 +37,19 @@ class JobRow:
     items_published: int
     items_stored: Mapping[str, int]
     workers: int
+    waiting: int  # workers that cannot reach the bus
     unaccounted: int
 
     def as_json(self) -> dict[str, object]:
         return {**asdict(self), "state": self.state.value}
 
 
-async def job_row(status: JobStatus, transport: Transport, prefix: str) -> JobRow:
-    """One job, with what the bus says of its queues."""
+async def job_row(status: JobStatus, transport: Transport | None, prefix: str) -> JobRow:
+    """One job, with what the bus says of its queues, if it is there."""
     counters = status.counters
-    queued, delayed = await _depth(transport, prefix, status.job.name)
+    queued = delayed = None
+    if transport is not None:
+        queued, delayed = await _depth(transport, prefix, status.job.name)
     return JobRow(
         job=status.job.name,
         spider=status.spider,
@@ -61,6 +64,7 @@ async def job_row(status: JobStatus, transport: Transport, prefix: str) -> JobRo
             name.removeprefix(STORED): count for name, count in counters.items() if name.startswith(STORED)
         },
         workers=len(status.workers),
+        waiting=sum(worker.bus_away for worker in status.workers),
         unaccounted=status.unaccounted,
     )
 

@@ -81,6 +81,7 @@ class WorkerReport(NamedTuple):
     in_flight: int
     ready: int
     counters: Mapping[str, int] = {}
+    bus_away: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +214,7 @@ class State(Protocol):
 
     async def acquire(self, job: Job, name: str, owner: str, *, lease_s: float = LEASE_S) -> bool:
         """Take, or keep, a lease. False while another owner's lives, for another run, and for `start` once
-        `end_start` has been called. Names: `start`, `seed:…`, `worker:…`, `forever:…`.
+        `end_start` has been called. Names: `start`, `seed:…`, `worker:…`, `forever:…`, `slot:…`.
 
         Renewed from a thread of the state's own each `lease_s / 3` until `drop` or `aclose`, so that a callback
         that blocks the event loop loses nothing; gone at the latest `lease_s` after the death of the process.

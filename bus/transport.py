@@ -26,8 +26,8 @@ class Lag:
 
     `ready` may be delivered now, `delayed` waits for its time, `unacked` is in a reader's hands. Of a LOG,
     `first` and `end` hold, for each partition, the first offset kept and the one the next message will get.
-    Where `unacked` is None, `ready` may hold what is unacknowledged, too, or not: then `readers` of a QUEUE, if it is
-    known, tells how many have it open. `exact` is False where any number is an estimate.
+    Where `unacked` of a QUEUE is None, so many `readers` may hold some that is not in `ready`; without `readers`,
+    `ready` is all that is not acknowledged. `exact` is False where any number is an estimate.
     """
 
     ready: int | None

@@ -15,6 +15,8 @@ PARENT_FD = "CRAWLBUS_PARENT_FD"  # a pipe that closes when the parent dies
 READY_FD = "CRAWLBUS_READY_FD"  # a pipe that hears of the first fetch
 BACKOFF_S = (0.5, 30.0)
 FAILURES = 3
+NOT_REACHABLE = 3
+LIVED_S = 5.0
 CHUNK_BYTES = 64 * 1024
 FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM})  # no process does that to itself by mistake
 
@@ -29,7 +31,8 @@ class ChildFailed(Exception):
 
 class Child:
     """Runs `python -m bus.cli ARGUMENTS` until it exits with a code in `final`; anything else is a death, and it is
-    started again with backoff. Three deaths in a row before it was ready end it with `ChildFailed`."""
+    started again with backoff. Three deaths in a row before it was ready end it with `ChildFailed`; one that has lived
+    and now cannot reach the bus or the state is started again until it can."""
 
     def __init__(
         self,
@@ -52,15 +55,19 @@ class Child:
 
     async def run(self) -> int:
         """Until it has exited for good; returns its exit code."""
-        failures, pause_s = 0, BACKOFF_S[0]
+        failures, pause_s, lived = 0, BACKOFF_S[0], False
+        time = asyncio.get_running_loop().time
         while True:
+            began_s = time()
             code, ready, errors = await self._once()
+            lived |= ready or time() - began_s > LIVED_S
             if code in self._final:
                 return code
             if self._stopping:
                 return max(code, 0)  # below nought: the signal came before it could take one
             well = ready or -code in FROM_OUTSIDE or (code < 0 and not self._tells_ready)
-            failures = 0 if well else failures + 1
+            if not (lived and code == NOT_REACHABLE):
+                failures = 0 if well else failures + 1
             pause_s = BACKOFF_S[0] if well else pause_s
             if failures >= FAILURES or (code == 2 and not ready):
                 raise ChildFailed(code if code > 0 else 1, errors)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
+from bus.backoff import Backoff
 from bus.codec import SCHEMA
 from bus.dead import dead_letter
 from bus.errors import CodecError, ConnectionLost, OverLimit, StaleDelivery
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 PAGE_BYTES = 16
 RECEIVE_S = 5.0
 NEWER_SCHEMA_DELAY_S = 60.0
-LOST_PAUSE_S = 1.0
 
 
 class Intake:
@@ -51,12 +51,20 @@ class Intake:
 
     async def run(self) -> None:
         """Until cancelled."""
+        worker, backoff = self._worker, Backoff()
         while True:
             try:
                 await self._turn()
             except ConnectionLost as error:
-                logger.warning("waiting for the bus or the state: %s", error)
-                await asyncio.sleep(LOST_PAUSE_S)
+                if not worker.bus_away:
+                    logger.warning("the bus is away, and this worker goes on when it is back: %s", error)
+                worker.bus_away = True
+                await asyncio.sleep(backoff.next_s())
+                continue
+            if worker.bus_away:
+                logger.warning("the bus is back")
+                worker.bus_away = False
+                backoff.reset()
 
     async def _turn(self) -> None:
         worker = self._worker
@@ -111,7 +119,7 @@ class Intake:
             worker.ready.push(request, fetch)
         except CodecError as error:
             worker.once("decode", "ERROR", f"a request that cannot be read: {error}")
-            worker.begun(fetch)
+            worker.in_flight.begun += 1
             worker.outbox.reject(fetch, "limit" if isinstance(error, OverLimit) else "decode", str(error))
 
     async def _fetch_alone(self, delivery: Delivery, arrival: Arrival) -> None:
@@ -126,7 +134,7 @@ class Intake:
             worker.wake()
         elif verdict is Verdict.DEAD:
             fetch.request = self._request_of(delivery)
-            worker.begun(fetch)
+            worker.in_flight.begun += 1
             worker.outbox.reject(fetch, "poison", "each worker that fetched it died before it was finished")
         else:
             await self._ack([delivery])

@@ -55,7 +55,7 @@ class Presence:
     async def report(self) -> JobStatus | None:
         """Tell how this worker stands."""
         worker = self._worker
-        report = WorkerReport(worker.id, worker.in_flight, len(worker.ready))
+        report = WorkerReport(worker.id, worker.in_flight.begun, len(worker.ready), bus_away=worker.bus_away)
         return await worker.state.report(worker.job, report)
 
     async def _look(self) -> None:
@@ -71,9 +71,9 @@ class Presence:
         worker.heard(status)
         if status.state is JobState.RUNNING and worker.idle and not worker.forever:
             state = JobState.RUNNING
-            if status.drained:
+            if status.drained and not status.suspect:
                 state = await worker.state.end(worker.job)
-            elif status.open:
+            elif status.open or status.suspect:
                 state = await self._slow_end.look(status, now_s)
             if state is JobState.FINISHED:
                 worker.end()
@@ -93,19 +93,22 @@ class SlowEnd:
         if not (idle and status.start_ended and not status.loading and not status.forever):
             self._since_s = None
         elif self._since_s is None:
-            self._since_s = now_s if await self._empty() else None
+            self._since_s = now_s if await self._empty(len(status.workers)) else None
         elif now_s - self._since_s > 2 * LEASE_S:
-            if not await self._empty():
+            if not await self._empty(len(status.workers)):
                 self._since_s = None
             elif self._worker.idle:
-                logger.warning("the job ends with %d pages that nothing is known of", status.open)
+                level = logging.WARNING if status.open else logging.INFO
+                logger.log(level, "the job ends with %d pages that nothing is known of", status.open)
                 return await self._worker.state.end(self._worker.job, unaccounted=status.open)
         return JobState.RUNNING
 
-    async def _empty(self) -> bool:
-        """No lane has anything left; what is not known exactly is not nothing."""
+    async def _empty(self, workers: int) -> bool:
+        """No lane or band has anything left; what is not known exactly is not nothing. Where the bus cannot tell what
+        is unacknowledged, all its readers must be workers that are known, and idle."""
         for topic in self._worker.lane_topics:
             lag = await self._worker.transport.lag(topic)
-            if not lag.exact or lag.ready != 0 or lag.unacked != 0 or lag.delayed != 0:
+            held = lag.unacked or (lag.unacked is None and lag.readers is not None and lag.readers > workers)
+            if not lag.exact or lag.ready != 0 or held or lag.delayed != 0:
                 return False
         return True

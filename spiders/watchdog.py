@@ -20,7 +20,7 @@ async def watch(worker: Worker) -> None:
     suspects: set[Request] = set()
     while True:
         await asyncio.sleep(LOOK_S)
-        strays = worker.strays()
+        strays = worker.in_flight.strays(worker.crawler.engine)
         for request in strays & suspects:
             worker.bury(request)
         suspects = strays

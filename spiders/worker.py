@@ -25,6 +25,7 @@ from spiders.buffer import ReadyBuffer
 from spiders.fetch import Fetch
 from spiders.follow import Follower
 from spiders.hooks import Hooks
+from spiders.inflight import InFlight
 from spiders.intake import Intake
 from spiders.outbox import Outbox, OutboxTopics
 from spiders.pages import PageIds
@@ -34,6 +35,7 @@ from spiders.presence import Presence
 from spiders.project import local_feed
 from spiders.requests import RequestCodec
 from spiders.seen import SeenFilter
+from spiders.slot import take_slot
 from spiders.start import StartItems
 from spiders.watchdog import watch
 
@@ -86,9 +88,8 @@ class Worker:
         self.leaving: str | None = None
         self.failed: BaseException | None = None
         self.retry_priority = crawler.settings.getint("RETRY_PRIORITY_ADJUST")
-        self._limit = crawler.settings.getint("CONCURRENT_REQUESTS") + SPARE_IN_FLIGHT
-        self._fetches: dict[Request, Fetch] = {}
-        self._unacked = 0
+        self.in_flight = InFlight(crawler.settings.getint("CONCURRENT_REQUESTS") + SPARE_IN_FLIGHT)
+        self.bus_away = False
         self.last: JobStatus | None = None
         self.pages_of_others = 0  # finished by the rest of the fleet, at the last look
         self._armed = self._opened = False
@@ -98,7 +99,6 @@ class Worker:
         self._stopping: asyncio.Future[JobStatus] | None = None
         self._said: set[str] = set()
         self._generation: int | None = None
-        self._quiet = asyncio.Event()
 
     # life
 
@@ -122,8 +122,9 @@ class Worker:
             await self.state.acquire(self.job, f"forever:{self.id}", self.id)
         self.lane_topics = [topic.name for topic in lanes.values()]
         self.reader = await LaneReader.open(
-            self.transport, {lane: topic.name for lane, topic in lanes.items()}, prefetch=2 * self._limit
-        )
+            self.transport, {lane: topic.name for lane, topic in lanes.items()}, prefetch=2 * self.in_flight.limit,
+            member=await take_slot(self.state, self.job, self.id),
+        )  # fmt: skip
         self.codec = RequestCodec(spider, name, self.job.run)
         self.ready = ReadyBuffer(self.crawler)
         self.pages = PageIds(self.crawler.request_fingerprinter)
@@ -196,7 +197,7 @@ class Worker:
         self._loop.call_soon_threadsafe(self._loop.call_later, self.settings.grace_s, self._give_up)
 
     def _give_up(self) -> None:
-        logger.warning("%d requests were not finished in time; they are handed back", len(self._fetches))
+        logger.warning("%d requests were not finished in time; they are handed back", len(self.in_flight.held()))
         self._closing = self._loop.create_task(self._end_now())
 
     async def _end_now(self) -> None:
@@ -208,7 +209,7 @@ class Worker:
             os._exit(0)
 
     async def _hand_back(self) -> None:
-        left = self.ready.clear() + list(self._fetches.values())
+        left = self.ready.clear() + self.in_flight.held()
         if left:
             await self.state.release(self.job, [fetch.arrival for fetch in left])
 
@@ -279,39 +280,30 @@ class Worker:
 
     @property
     def idle(self) -> bool:
-        return not (self._unacked or self._fetches or self.ready) and self.outbox.empty
-
-    @property
-    def in_flight(self) -> int:
-        """Handed to the downloader and not yet acknowledged."""
-        return self._unacked
+        return not (self.in_flight or self.ready) and self.outbox.empty
 
     def room(self) -> int:
         """How many more requests the ready buffer takes."""
-        if self.paused or self.leaving is not None or len(self.ready) > self._limit // 2:
+        limit = self.in_flight.limit
+        if self.paused or self.leaving is not None or len(self.ready) > limit // 2:
             return 0
-        return self._limit - len(self.ready)
-
-    def begun(self, fetch: Fetch) -> None:
-        """A delivery that will end through the outbox."""
-        self._unacked += 1
+        return limit - len(self.ready)
 
     def next(self) -> Fetch | None:
         """The next request to hand to the engine, if any may start now."""
         if self.paused or self.leaving is not None:
             return None
-        if self._unacked >= self._limit:
+        if self.in_flight.full:
             self.outbox.hurry()
             return None
         found = self.ready.pop()
-        if len(self.ready) <= self._limit // 2:
+        if len(self.ready) <= self.in_flight.limit // 2:
             self.intake.wake()
         if found is None:
             self.outbox.hurry()
             return None
         request, fetch = found
-        self._fetches[request] = fetch
-        self.begun(fetch)
+        self.in_flight.hand_out(request, fetch)
         return fetch
 
     async def follow(self, links: Links, response: Response | None) -> None:
@@ -334,7 +326,7 @@ class Worker:
     # how a request ends
 
     def _finish(self, request: Request) -> None:
-        fetch = self._fetches.pop(request, None)
+        fetch = self.in_flight.take_back(request)
         if fetch is None:
             return  # robots.txt, media, the self-test; or one that was given back as a retry
         fetch.ignored |= fetch.retry_delay_s is not None  # a handler of `request_scheduled` dropped its retry
@@ -346,33 +338,26 @@ class Worker:
     def give_back(self, fetch: Fetch) -> None:
         """Its retry is on its way to the outbox: the engine's end of it means nothing any more."""
         assert fetch.request is not None
-        self._fetches.pop(fetch.request, None)
+        self.in_flight.take_back(fetch.request)
         self.outbox.retry(fetch)
 
     def _on_ended(self, count: int) -> None:
-        self._unacked -= count
-        self._quiet.set()
+        self.in_flight.ended(count)
         if self.idle:
             self.look()
         self.wake()
 
     async def alone(self) -> None:
         """Wait until nothing of this process is begun."""
-        while self._unacked or self.ready:
+        while self.in_flight.begun or self.ready:
             self.outbox.hurry()
-            self._quiet.clear()
-            await self._quiet.wait()
-
-    def strays(self) -> set[Request]:
-        """Requests that we hold open and the engine does not have any more."""
-        engine = self.crawler.engine
-        scraping = engine.scraper.slot.active if engine.scraper.slot is not None else set()
-        return {request for request in self._fetches if request not in engine.downloader.active | scraping}
+            await self.in_flight.less()
 
     def bury(self, request: Request) -> None:
         """The engine dropped a request without telling."""
         logger.error("%s left the engine without an end; it goes to the dead log", request)
-        self.outbox.reject(self._fetches.pop(request), "lost", "the engine dropped it without telling")
+        if (fetch := self.in_flight.take_back(request)) is not None:
+            self.outbox.reject(fetch, "lost", "the engine dropped it without telling")
 
     # small things
 

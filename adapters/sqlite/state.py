@@ -151,7 +151,7 @@ class SqliteState:
         await self._hint(_of_run(job, None, lambda db, id: jobs.drop(db, id, name, owner)))
 
     async def report(self, job: Job, report: WorkerReport) -> JobStatus | None:
-        row = json.dumps([report.in_flight, report.ready, dict(report.counters)])
+        row = json.dumps([report.in_flight, report.ready, dict(report.counters), report.bus_away])
         await self._hint(_of_run(job, None, lambda db, id: jobs.report(db, id, report.worker, row)))
         return await self.status(job.name)
 

@@ -50,7 +50,7 @@ class Bus:
         self.refuses: str | None = None
 
     async def subscribe(
-        self, topic: str, *, group: str = "", prefetch: int = 256, start: Start = "committed"
+        self, topic: str, *, group: str = "", prefetch: int = 256, start: Start = "committed", member: str = ""
     ) -> Subscription:
         if topic == self.refuses:
             raise ConnectionLost("gone")
