@@ -1,0 +1,128 @@
+"""What a Redis URL says: where the servers are, who we are, and what the user allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from urllib.parse import unquote
+
+from bus.errors import Misconfigured
+from bus.url import query, scheme
+
+__all__ = ["Address", "Host", "Setting", "parse"]
+
+Setting = Literal["bus", "state"]
+PORT = 6379
+SENTINEL_PORT = 26379
+OPTIONS = ("ca", "cert", "key", "verify", "volatile")
+
+
+class Host(NamedTuple):
+    name: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.name}]:{self.port}" if ":" in self.name else f"{self.name}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """`setting` is what the user would mend: the bus or the state. `service` is a Sentinel's name for its master."""
+
+    scheme: str
+    setting: Setting
+    hosts: tuple[Host, ...]
+    db: int = 0
+    service: str = ""
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    volatile: bool = False
+    tls: dict[str, Any] | None = None
+
+    def __str__(self) -> str:
+        """Without user and password."""
+        path = f"/{self.service}/{self.db}" if self.service else f"/{self.db}"
+        return f"{self.scheme}://{','.join(map(str, self.hosts))}{path}"
+
+    @property
+    def named(self) -> str:
+        """For an error: which setting, and where it leads."""
+        return f"--{self.setting} (CRAWLBUS_{self.setting.upper()}) {self}"
+
+
+def parse(url: str, setting: Setting) -> Address:
+    """Raises `Misconfigured`, with no secret in it, for what cannot be read."""
+    kind = scheme(url)
+    base = url.partition("?")[0].removeprefix(f"{kind}://")
+    place, _, path = base.partition("/")
+    login, _, hosts = place.rpartition("@")
+    username, _, password = login.partition(":")
+    options = _options(url, setting)
+    service, db = _service_and_db(kind, path.strip("/"), setting)
+    return Address(
+        scheme=kind,
+        setting=setting,
+        hosts=_hosts(kind, hosts, setting),
+        db=db,
+        service=service,
+        username=unquote(username) or None,
+        password=unquote(password) or None,
+        volatile=options.get("volatile", "0") == "1",
+        tls=_tls(options, setting) if kind == "rediss" or options.keys() & {"ca", "cert", "key", "verify"} else None,
+    )
+
+
+def _wrong(setting: Setting, what: str) -> Misconfigured:
+    return Misconfigured(f"--{setting} (CRAWLBUS_{setting.upper()}): {what}")
+
+
+def _options(url: str, setting: Setting) -> dict[str, str]:
+    options = query(url)
+    for name in options:
+        if name not in OPTIONS:
+            raise _wrong(setting, f"a Redis URL has no option {name!r}: it takes {', '.join(OPTIONS)}")
+    return options
+
+
+def _hosts(kind: str, text: str, setting: Setting) -> tuple[Host, ...]:
+    port = SENTINEL_PORT if kind == "redis+sentinel" else PORT
+    hosts = tuple(_host(one, port, setting) for one in text.split(",") if one)
+    if len(hosts) > 1 and kind in ("redis", "rediss"):
+        raise _wrong(setting, f"{kind}:// takes one host: several are for redis+sentinel:// and redis+cluster://")
+    return hosts or (Host("127.0.0.1", port),)
+
+
+def _host(text: str, port: int, setting: Setting) -> Host:
+    name, _, number = text.partition(":")
+    if text.startswith("["):
+        name, _, rest = text[1:].partition("]")
+        number = rest.removeprefix(":")
+    if not name or (number and not (number.isdigit() and 0 < int(number) < 65536)):
+        raise _wrong(setting, f"{text!r} is not HOST or HOST:PORT")
+    return Host(name, int(number or port))
+
+
+def _service_and_db(kind: str, path: str, setting: Setting) -> tuple[str, int]:
+    service, db = "", path
+    if kind == "redis+sentinel":
+        service, _, db = path.partition("/")
+        if not service:
+            raise _wrong(setting, "name the master: redis+sentinel://HOST,HOST/NAME/DB")
+    if db and not db.isdigit():
+        raise _wrong(setting, f"{db!r} is no number of a Redis database: write {kind}://HOST/0")
+    if kind == "redis+cluster" and db not in ("", "0"):
+        raise _wrong(setting, "a Redis Cluster has the database 0 only")
+    return service, int(db or 0)
+
+
+def _tls(options: dict[str, str], setting: Setting) -> dict[str, Any]:
+    """What redis-py calls it. A certificate is verified, with its host name, unless `verify=0`."""
+    verify = options.get("verify", "1") != "0"
+    tls: dict[str, Any] = {"ssl_cert_reqs": "required" if verify else "none", "ssl_check_hostname": verify}
+    for name, key in (("ca", "ssl_ca_certs"), ("cert", "ssl_certfile"), ("key", "ssl_keyfile")):
+        if file := options.get(name):
+            if not Path(file).is_file():
+                raise _wrong(setting, f"there is no file {file} for the option {name!r} of the URL")
+            tls[key] = file
+    return tls

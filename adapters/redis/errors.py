@@ -1,0 +1,74 @@
+"""What Redis's errors mean to a user: the one place where they are translated."""
+
+from __future__ import annotations
+
+import re
+import ssl
+
+from redis import exceptions
+
+from adapters.redis.address import Address
+from bus.errors import BusError, ConnectionLost, Misconfigured, StorageFailed, TransportError
+
+__all__ = ["Refused", "translate"]
+
+_AWAY = re.compile(r"\b(LOADING|BUSY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|UNKILLABLE|max number of clients)\b")
+_FULL = re.compile(r"\bOOM\b")
+_MISCONF = re.compile(r"\bMISCONF\b")
+_READONLY = re.compile(r"\bREADONLY\b|read only replica|NOREPLICAS")
+_RIGHTS = re.compile(r"\bNOPERM\b|has no permissions|can't access at least one of the keys")
+_DATABASE = re.compile(r"DB index is out of range|invalid DB index", re.IGNORECASE)
+
+
+class Refused(exceptions.RedisError):
+    """The server answers, and we will not use it as it is. redis-py closes the connection for it."""
+
+    def __init__(self, error: BusError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def translate(error: Exception, address: Address) -> BusError:
+    """`ConnectionLost` where waiting helps; else one sentence that names the setting and the mend."""
+    if isinstance(error, Refused):
+        return error.error
+    code = getattr(error, "status_code", None) or ""
+    text = f"{code} {error}".strip()
+    where = address.named
+    if isinstance(error, exceptions.InvalidResponse):
+        return Misconfigured(f"{where}: what answers there is no Redis: mend host and port")
+    if isinstance(error, exceptions.AuthenticationError):
+        return Misconfigured(f"{where}: the server refuses the user or the password: mend them in the URL")
+    if _RIGHTS.search(text):
+        return Misconfigured(
+            f"{where}: this user may not do what is needed: ACL SETUSER NAME ~crawlbus* +@all ({error})"
+        )
+    if _DATABASE.search(text):
+        return Misconfigured(f"{where}: there is no such database: choose a lower number, or raise `databases` there")
+    if _FULL.search(text):
+        return StorageFailed(f"{where}: Redis is out of memory: raise its `maxmemory`, or free some")
+    if _MISCONF.search(text):
+        return StorageFailed(f"{where}: Redis cannot write to its disk: free some space there, and look at its log")
+    if _READONLY.search(text):
+        return StorageFailed(f"{where}: Redis is a read-only replica, or lacks one: name the master in the URL")
+    if isinstance(cause := _root(error), ssl.SSLCertVerificationError):
+        return Misconfigured(f"{where}: {cause.verify_message}: name its authority with ?ca=FILE")
+    if isinstance(error, (exceptions.ConnectionError, exceptions.TimeoutError, OSError)) or _AWAY.search(text):
+        return ConnectionLost(f"{where}: {_reason(error)}")
+    return TransportError(f"{where}: {error}")
+
+
+def _root(error: BaseException) -> BaseException:
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, exceptions.BusyLoadingError):
+        return "Redis is loading its data"
+    if isinstance(error, (exceptions.TimeoutError, TimeoutError)):
+        return "no answer in time: is it running, and may this machine reach it?"
+    if isinstance(_root(error), ConnectionRefusedError):
+        return "nobody listens there: is it running?"
+    return str(error) or type(error).__name__
