@@ -18,6 +18,7 @@ from typing import TypeVar
 from bus.backoff import Backoff
 from bus.capabilities import Capabilities, Delay
 from bus.errors import BusError, Closed, ConnectionLost, PublishUnconfirmed, StaleDelivery
+from bus.findings import Examined, Finding
 from bus.message import Delivery, Message
 from bus.topic import LANES, Kind, Topic
 from bus.transport import Lag, Seek, Start, Subscription, Transport
@@ -116,6 +117,10 @@ class Banded:
         counts = [None if one.ready is None else one.ready + (one.unacked or 0) for one in held]
         delayed = None if None in counts else sum(count for count in counts if count)
         return replace(lag, delayed=delayed, exact=lag.exact and all(one.exact for one in held))
+
+    async def examine(self) -> Sequence[Finding]:
+        """As the transport below says."""
+        return await self.inner.examine() if isinstance(self.inner, Examined) else []
 
     async def aclose(self) -> None:
         try:

@@ -9,8 +9,9 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +22,7 @@ from rich.text import Text
 
 from bus.cli import Call, common, setting
 from bus.errors import BusError, Misconfigured
+from bus.findings import CONFIGURATION, FAULT, NOT_REACHABLE, NOTE, OK, Examined, Finding, clock, fault
 from bus.registry import EXTRAS, connect_state, connect_transport, known, load
 from bus.settings import Settings, state_url
 from bus.shadows import shadows
@@ -28,11 +30,8 @@ from bus.url import file_path, hide_secrets, missing_file, scheme
 
 __all__ = ["doctor"]
 
-OK, NOTE, FAULT = "ok", "note", "fault"
-CONFIGURATION, NOT_REACHABLE = 2, 3
-CONNECT_S = 10.0
+CONNECT_S = 20.0
 FREE_BYTES = 1 << 30
-SKEW_S = 5.0
 FILE_SCHEMES = {"sqlite", "jsonl", "parquet"}
 DRIVERS = {  # extra: distribution
     "rabbitmq": "aio-pika",
@@ -41,17 +40,6 @@ DRIVERS = {  # extra: distribution
     "postgres": "psycopg",
     "parquet": "pyarrow",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the answer. `exit_code` is 0 unless it is a fault."""
-
-    what: str
-    verdict: str
-    found: str
-    mend: str = ""
-    exit_code: int = 0
 
 
 class _Closes(Protocol):
@@ -104,21 +92,20 @@ def _findings(call: Call) -> Iterator[Finding]:
 def _versions() -> Finding:
     python, sqlite = platform.python_version(), sqlite3.sqlite_version
     parts = [f"{name} {version(name)}" for name in ("crawlbus", "scrapy")]
-    return Finding(
-        "versions", OK, ", ".join([*parts, f"Python {python}", f"SQLite {sqlite}", platform.platform()])
-    )
+    return Finding("versions", OK, ", ".join([*parts, f"Python {python}", f"SQLite {sqlite}", platform.platform()]))
 
 
 def _systems(settings: Settings) -> Iterator[Finding]:
     """The bus, the state and the sink, and the directories of those that are files."""
-    yield _reach("bus", settings.bus, connect_transport)
+    yield from _reach("bus", settings.bus, connect_transport)
     try:
         state = state_url(settings)
     except Misconfigured as error:
         yield Finding("state", FAULT, str(error), exit_code=CONFIGURATION)
         state = settings.bus
     else:
-        yield _reach("state", state, connect_state)
+        yield from _reach("state", state, connect_state)
+        yield from _together(settings.bus, state, settings.workers)
     if settings.sink is None:
         yield Finding("sink", NOTE, "no sink is set", "give --sink, for example sqlite:///items.db")
     else:
@@ -132,24 +119,40 @@ def _systems(settings: Settings) -> Iterator[Finding]:
         yield from _directory(directory)
 
 
-def _reach(what: str, url: str, connect: Callable[[str], Awaitable[_Closes]]) -> Finding:
+def _reach(what: str, url: str, connect: Callable[[str], Awaitable[_Closes]]) -> Iterator[Finding]:
+    """Does it answer, and what does it say of itself?"""
     shown = hide_secrets(url)
 
-    async def once() -> None:
-        async with asyncio.timeout(CONNECT_S):
-            await (await connect(url)).aclose()
+    async def once() -> Sequence[Finding]:
+        async with asyncio.timeout(CONNECT_S), aclosing(await connect(url)) as part:
+            return await part.examine() if isinstance(part, Examined) else []
 
     try:
         if missing_file(url):
-            return Finding(what, OK, f"{shown}: the file is not there yet and will be made")
-        asyncio.run(once())
+            yield Finding(what, OK, f"{shown}: the file is not there yet and will be made")
+            return
+        more = asyncio.run(once())
     except TimeoutError:
         found = f"{shown} has not answered in {CONNECT_S:.0f} s"
-        return Finding(what, FAULT, found, f"start it, or set --{what}", NOT_REACHABLE)
+        yield Finding(what, FAULT, found, f"start it, or set --{what}", NOT_REACHABLE)
     except BusError as error:
-        code = NOT_REACHABLE if error.exit_code == NOT_REACHABLE else CONFIGURATION
-        return Finding(what, FAULT, hide_secrets(str(error)), f"see {shown}, or set --{what}", code)
-    return Finding(what, OK, f"{shown} answers")
+        finding = fault(what, error, f"see {shown}, or set --{what}")
+        yield replace(finding, found=hide_secrets(finding.found))
+    else:
+        yield Finding(what, OK, f"{shown} answers")
+        yield from more
+
+
+def _together(bus: str, state: str, workers: int) -> Iterator[Finding]:
+    """Settings that are right alone, and not together."""
+    if scheme(bus) == "memory" and workers > 1:
+        yield Finding(
+            "settings", FAULT, "a memory:// bus lives in one process", "set --workers 1, or --bus sqlite:///crawlbus.db",
+            CONFIGURATION,
+        )  # fmt: skip
+    if scheme(bus) not in FILE_SCHEMES and scheme(state) in FILE_SCHEMES:
+        found = "the state is a file, so that only workers of this machine share one job"
+        yield Finding("settings", NOTE, found, "for a fleet of several machines set --state redis://HOST/0")
 
 
 def _sink(url: str) -> Finding:
@@ -177,10 +180,7 @@ def _directory(directory: Path) -> Iterator[Finding]:
     found = f"{free_bytes / (1 << 30):,.1f} GiB free in {directory}"
     low = free_bytes < FREE_BYTES
     yield Finding("disk", NOTE if low else OK, found, "make room: a full disk stops the crawl" if low else "")
-    if abs(skew_s) > SKEW_S:
-        yield Finding("clock", NOTE, f"differs by {skew_s:+.0f} s from {directory}", "set both clocks by NTP")
-    else:
-        yield Finding("clock", OK, time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
+    yield clock("clock", skew_s, str(directory))
 
 
 def _drivers() -> Iterator[Finding]:

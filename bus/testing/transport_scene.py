@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, TypeVar
 
-from bus.errors import BusError
+from bus.bands import Banded
+from bus.capabilities import Acks, Capabilities, Delay
+from bus.errors import BusError, ConnectionLost, PublishUnconfirmed
 from bus.message import Delivery, Message, new_id
 from bus.topic import Kind, Topic
 from bus.transport import Start, Subscription, Transport
 
-__all__ = ["Bus", "Stage", "ids", "refused", "staged", "until"]
+__all__ = ["PATIENCE_S", "Bus", "Stage", "ids", "insist", "refused", "staged", "until"]
+
+T = TypeVar("T")
 
 PATIENCE_S = 20.0  # what must happen has this long; a check that passes never waits for it
+LATE_S = 2.0  # what should come at once or at its time, on a machine that has other things to do
 
 
 class Bus:
@@ -24,14 +29,38 @@ class Bus:
     prefetch = 256
     batch = 64
     lease_s = 30.0
+    blocked_leases = 0.7  # how many leases the event loop may be blocked; more where leases live in a thread
+    holds_back = True  # a LOG keeps what a registered group has not acked past its retention
 
     async def connect(self) -> Transport:
-        """One more connection to the bus of this check, with leases of `lease_s` where it has any."""
+        """One more connection to the bus of this check, with leases of `lease_s`, or of the shortest there are."""
         raise NotImplementedError
+
+    async def bare(self) -> Transport:
+        """The same, without the delay bands that `bus` puts over a transport that cannot delay."""
+        transport = await self.connect()
+        return transport.inner if isinstance(transport, Banded) else transport
 
     async def expel(self, subscription: Subscription) -> None:
         """Make the bus believe that this reader is dead; raise `NotImplementedError` where nothing can."""
         raise NotImplementedError
+
+    async def cut(self, transport: Transport) -> None:
+        """Break all connections of this transport to its server, as a network does, without a word to the driver;
+        a bus without a server raises `NotImplementedError`."""
+        raise NotImplementedError
+
+    async def trim(self, transport: Transport, topic: str) -> None:
+        """Return once this LOG, whose retention has passed, has dropped all that it held, or at least the first
+        four; raise `NotImplementedError` where nothing can make it. Here: it does so by itself, and soon."""
+        if (await transport.lag(topic)).first is None:
+            raise NotImplementedError
+
+        async def empty() -> bool:
+            lag = await transport.lag(topic)
+            return lag.first == lag.end
+
+        await until(empty)
 
     def size_bytes(self) -> int | None:
         """What the bus takes on the disk, if that can be told."""
@@ -47,11 +76,25 @@ class Stage:
         self._name = new_id()[:8]
 
     @property
-    def can(self) -> Any:
+    def can(self) -> Capabilities:
         return self.one.capabilities
 
+    @property
+    def prefix(self) -> bool:
+        """An ack counts for good only once all before it are acked, and that is stored."""
+        return self.can.acks is Acks.PREFIX
+
+    @property
+    def late_s(self) -> float:
+        """How late delayed work may be."""
+        return LATE_S + (1.0 if self.can.delay is Delay.BANDS else 0.0)
+
+    def topic(self, kind: Kind, name: str, retention_s: float | None = None) -> Topic:
+        """One that no other check has."""
+        return Topic(f"check.{self._name}.{name}", kind, retention_s)
+
     async def declare(self, kind: Kind, name: str, retention_s: float | None = None) -> str:
-        topic = Topic(f"check.{self._name}.{name}", kind, retention_s)
+        topic = self.topic(kind, name, retention_s)
         await self.one.declare(topic)
         await self.two.declare(topic)
         return topic.name
@@ -68,8 +111,11 @@ class Stage:
         prefetch = prefetch or self.suite.prefetch
         return await (by or self.one).subscribe(topic, group=group, prefetch=prefetch, start=start)
 
-    async def publish(self, topic: str, count: int = 1, **fields: Any) -> list[Message]:
+    async def publish(self, topic: str, count: int = 1, *, spread: bool = False, **fields: Any) -> list[Message]:
+        """All with one key, so that they keep their order; `spread`, each with its own, so that readers can share."""
         messages = [Message(new_id(), b"body %d" % i, **fields) for i in range(count)]
+        if spread:
+            messages = [message._replace(key=message.id.encode()) for message in messages]
         for i in range(0, count, self.batch):
             await self.one.publish(topic, messages[i : i + self.batch])
         return messages
@@ -84,11 +130,33 @@ class Stage:
             if ack:
                 await reader.ack(some)
             assert time.monotonic() < deadline, f"{len(taken)} of {count} messages came in {PATIENCE_S} s"
+        self._counted(taken)
         return taken
 
     async def work(self, reader: Subscription, count: int) -> list[Delivery]:
         """Take and ack."""
         return await self.take(reader, count, ack=True)
+
+    async def again(self, reader: Subscription, must: Iterable[str], may: Iterable[str] = ()) -> list[Delivery]:
+        """What comes until all that must has come: only that and what may, each once; `prefetch` allows for them."""
+        missing = set(must)
+        allowed = missing | set(may)
+        came: list[Delivery] = []
+        deadline = time.monotonic() + PATIENCE_S
+        while missing:
+            some = await insist(lambda: reader.receive(max_messages=self.batch, timeout_s=1.0))
+            came.extend(some)
+            missing.difference_update(ids(some))
+            assert time.monotonic() < deadline, f"{len(missing)} messages did not come in {PATIENCE_S} s"
+        found = ids(came)
+        assert len(found) == len(set(found)), "one came twice"
+        assert set(found) <= allowed, f"{len(set(found) - allowed)} came that must not"
+        self._counted(came)
+        return came
+
+    def _counted(self, came: Sequence[Delivery]) -> None:
+        if not self.can.counts_redeliveries:
+            assert {one.redeliveries for one in came} <= {None}, "redeliveries are counted, and that is not declared"
 
     async def nothing(self, reader: Subscription, wait_s: float = 0.15) -> None:
         came = await reader.receive(max_messages=self.batch, timeout_s=wait_s)
@@ -120,6 +188,17 @@ async def refused(error: type[BusError], call: Awaitable[object]) -> Any:
     except error as found:
         return found
     raise AssertionError(f"{error.__name__} was not raised")
+
+
+async def insist(call: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a call for as long as the bus is away, as a careful caller does."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return await call()
+        except (ConnectionLost, PublishUnconfirmed):
+            assert time.monotonic() < deadline, f"the bus is away for {PATIENCE_S} s"
+            await asyncio.sleep(0.02)
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
