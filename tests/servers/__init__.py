@@ -1,0 +1,92 @@
+"""Real servers for the tests: one the environment names, one in a container, or a process of this machine."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+
+from tests.servers.base import Kind, Server, Unavailable, free_port, reaper
+from tests.servers.kafka import Kafka
+from tests.servers.process import ProcessServer
+from tests.servers.rabbitmq import RabbitMQ
+from tests.servers.redis import Redis
+
+__all__ = ["KINDS", "Server", "Unavailable", "free_port", "kinds", "server", "shared_url"]
+
+_KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        RabbitMQ("3.10", "bookworm"),
+        RabbitMQ("4.3", "forky"),
+        Kafka("4.1"),
+        Redis("7", "bookworm"),
+        Redis("8", "trixie"),
+    )
+}
+KINDS = tuple(_KINDS)
+_shared: dict[str, Future[str]] = {}
+_running: list[Server] = []
+_lock = threading.Lock()
+
+
+def kinds(name: str) -> list[str]:
+    """All versions of the server of that name."""
+    return [kind for kind in KINDS if kind.startswith(f"{name}-")]
+
+
+@contextmanager
+def server(kind: str, **options: str) -> Iterator[Server]:
+    """A started server for one test alone, to be stopped, killed and frozen. `options` are lines of its configuration,
+    such as `appendfsync="always"` or `**{"log.retention.ms": "1000"}`. Raises `Unavailable`."""
+    one = _make(kind, options)
+    try:
+        one.start()
+        yield one
+    finally:
+        one.close()
+
+
+def shared_url(kind: str) -> str:
+    """Of a server that all tests of this process share, started at first use. Raises `Unavailable`.
+
+    Tests keep out of each other's way by prefixes, vhosts or database numbers.
+    """
+    with _lock:
+        future = _shared.get(kind)
+        if first := future is None:
+            future = _shared[kind] = Future()
+    if first:
+        try:
+            future.set_result(_from_environment(kind) or _started(kind))
+        except BaseException as error:
+            future.set_exception(error)
+    return future.result()
+
+
+def _from_environment(kind: str) -> str | None:
+    """`CRAWLBUS_TEST_REDIS_8_URL`, or `CRAWLBUS_TEST_REDIS_URL` for every version."""
+    name, _, version = kind.upper().partition("-")
+    of_version = os.environ.get(f"CRAWLBUS_TEST_{name}_{version.replace('.', '')}_URL")
+    return of_version or os.environ.get(f"CRAWLBUS_TEST_{name}_URL")
+
+
+def _started(kind: str) -> str:
+    one = _make(kind, {})
+    _running.append(one)
+    one.start()
+    return one.url
+
+
+@atexit.register
+def _close() -> None:
+    while _running:
+        _running.pop().close()
+    reaper().close()
+
+
+def _make(kind: str, options: dict[str, str]) -> Server:
+    return ProcessServer(_KINDS[kind], options)

@@ -1,0 +1,88 @@
+"""Ends what the tests have started, however they end themselves.
+
+A process of its own, that reads from a pipe what there is and what is gone again. The pipe closes with the tests, be it
+by `kill -9`, and then all that is left is ended. Testcontainers' own reaper is an image, which not every machine has.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+
+__all__ = ["Reaper"]
+
+
+class Reaper:
+    """Things have a kind and a name: the process group 12, a directory, a container `<engine>,<id>`, an engine."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._child = subprocess.Popen(
+            [sys.executable, "-P", "-u", __file__], stdin=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    def add(self, kind: str, name: object) -> None:
+        self._write(f"+ {kind} {name}")
+
+    def remove(self, kind: str, name: object) -> None:
+        self._write(f"- {kind} {name}")
+
+    def _write(self, line: str) -> None:
+        assert self._child.stdin is not None
+        with self._lock:
+            self._child.stdin.write(line + "\n")
+            self._child.stdin.flush()
+
+    def close(self) -> None:
+        """End all that was not removed. Returns when it is gone."""
+        assert self._child.stdin is not None
+        self._child.stdin.close()
+        self._child.wait()
+
+
+def main() -> None:
+    left: dict[tuple[str, str], None] = {}
+    for line in sys.stdin:
+        sign, kind, name = line.rstrip("\n").split(" ", 2)
+        if sign == "+":
+            left[kind, name] = None
+        else:
+            left.pop((kind, name), None)
+    for kind, name in reversed(left):
+        with suppress(Exception):  # the others must go, too
+            ENDS[kind](name)
+
+
+def _end_group(name: str) -> None:
+    os.killpg(int(name), signal.SIGKILL)
+
+
+def _end_directory(name: str) -> None:
+    shutil.rmtree(name, ignore_errors=True)
+
+
+def _end_container(name: str) -> None:
+    import docker
+
+    host, _, identity = name.partition(",")
+    client = docker.from_env(environment={"DOCKER_HOST": host} if host else None)
+    client.containers.get(identity).remove(force=True, v=True)
+    client.close()
+
+
+def _end_engine(name: str) -> None:
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    from engine import stop_unused
+
+    stop_unused(name)
+
+
+ENDS = {"group": _end_group, "directory": _end_directory, "container": _end_container, "engine": _end_engine}
+
+if __name__ == "__main__":
+    main()
