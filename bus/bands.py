@@ -131,12 +131,15 @@ class Banded:
 
 
 class _Reader:
-    """A subscription that sends back what came out of a band and is not due yet."""
+    """A subscription that sends back what came out of a band and is not due yet.
+
+    In a task of its own: a `receive` that is cancelled between the publish and the ack would send it twice.
+    """
 
     def __init__(self, bus: Banded, inner: Subscription, forwarder: _Forwarder | None) -> None:
         self._bus, self._inner, self._forwarder = bus, inner, forwarder
-        self._due: list[Delivery] = []
         self._early: list[Delivery] = []
+        self._returning: asyncio.Task[None] | None = None
         self._closed = False
 
     async def receive(self, *, max_messages: int, timeout_s: float) -> Sequence[Delivery]:
@@ -144,27 +147,36 @@ class _Reader:
         while True:
             if self._forwarder is not None:
                 self._forwarder.check()
-            if not self._due:
-                left_s = max(0.0, deadline - time.monotonic())
-                self._sort(await self._inner.receive(max_messages=max_messages, timeout_s=left_s))
+            left_s = max(0.0, deadline - time.monotonic())
+            due = self._due_of(await self._inner.receive(max_messages=max_messages, timeout_s=left_s))
             if self._early:
-                await _again(self._bus, self._inner, self._early)
-                self._early = []
-            if self._due or time.monotonic() >= deadline:
-                given, self._due = self._due[:max_messages], self._due[max_messages:]
-                return given
+                self._return()
+            if due or time.monotonic() >= deadline:
+                return due
 
-    def _sort(self, deliveries: Sequence[Delivery]) -> None:
-        """Kept, so that a `receive` that is cancelled from here on loses nothing."""
+    def _due_of(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        if not any("until" in delivery.message.headers for delivery in deliveries):
+            return deliveries
+        due = []
         for delivery in deliveries:
-            if "until" not in delivery.message.headers:
-                self._due.append(delivery)
-                continue
-            message, _ = _freed(delivery.message)
-            if (message.not_before or 0.0) - time.time() > EARLY_S:
+            message, queue = _freed(delivery.message)
+            if queue is not None and (message.not_before or 0.0) - time.time() > EARLY_S:
                 self._early.append(delivery)
             else:
-                self._due.append(delivery._replace(message=message._replace(not_before=None)))
+                due.append(delivery._replace(message=message._replace(not_before=None)))
+        return due
+
+    def _return(self) -> None:
+        if self._returning is not None and self._returning.done():
+            self._returning.result()
+            self._returning = None
+        if self._returning is None:
+            self._returning = asyncio.create_task(self._return_all())
+
+    async def _return_all(self) -> None:
+        while self._early:
+            early, self._early = self._early, []
+            await _insist(lambda some=early: _again(self._bus, self._inner, some))  # type: ignore[misc]
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         await self._inner.ack(deliveries)
@@ -174,6 +186,9 @@ class _Reader:
 
     async def aclose(self) -> None:
         try:
+            if self._returning is not None:
+                self._returning.cancel()
+                await asyncio.gather(self._returning, return_exceptions=True)
             if self._forwarder is not None and not self._closed:
                 await self._forwarder.leave()
         finally:

@@ -57,8 +57,8 @@ class LogChecks(Bus):
             Message(new_id(), b""),
         ]
         await stage.one.publish(topic, sent)
-        got = await stage.work(await stage.reader(topic), 2)
-        assert [delivery.message for delivery in got] == sent
+        got = {one.message.id: one.message for one in await stage.work(await stage.reader(topic), 2)}
+        assert [got[message.id] for message in sent] == sent
 
     @staged
     async def test_offsets_count_from_nought(self, stage: Stage) -> None:
@@ -70,10 +70,14 @@ class LogChecks(Bus):
             offsets.setdefault(delivery.partition, []).append(delivery.offset)
         for found in offsets.values():
             assert found[0] == 0 and found == sorted(set(found))
-        lag = await stage.two.lag(topic)
-        if lag.first is not None and lag.end is not None:
-            assert set(lag.first.values()) == {0}
-            assert {p: end for p, end in lag.end.items() if end} == {p: f[-1] + 1 for p, f in offsets.items()}
+
+        async def told() -> bool:
+            lag = await stage.two.lag(topic)
+            assert lag.first is None or set(lag.first.values()) == {0}
+            ends = None if lag.end is None else {p: end for p, end in lag.end.items() if end}
+            return ends in (None, {p: f[-1] + 1 for p, f in offsets.items()})
+
+        await until(told)
 
     @staged
     async def test_committed_position(self, stage: Stage) -> None:
@@ -188,28 +192,32 @@ class LogChecks(Bus):
 
     @staged
     async def test_trimmed_positions_expire(self, stage: Stage) -> None:
-        """Past its retention a message goes, never to come back under another offset; a reader is told, not moved."""
+        """What is past its retention may go, never to come back under another offset; a reader is told, not moved."""
         topic = await stage.log(retention_s=0.3)
-        slow = await stage.reader(topic)
-        await stage.publish(topic, 4)
-        if (await stage.one.lag(topic)).first is None:
+        slow = await stage.reader(topic, prefetch=9)
+        sent = await stage.publish(topic, 4)
+        try:
+            await self.trim(stage.one, topic)
+        except NotImplementedError:
             return
-
-        async def trimmed() -> bool:
-            first = (await stage.one.lag(topic)).first
-            return first is not None and first[0] >= 4
-
-        await until(trimmed)
-        error = await refused(PositionExpired, slow.receive(max_messages=1, timeout_s=1))
-        assert (error.asked, error.first, error.end) == (Position(0, 0), Position(0, 4), Position(0, 4))
-        await refused(PositionExpired, slow.receive(max_messages=1, timeout_s=1))
-        await refused(PositionExpired, slow.seek([Position(0, 3)]))
-        await refused(PositionExpired, stage.reader(topic, start=[Position(0, 0)]))
         assert await stage.log(retention_s=3600) == topic
         late = await stage.publish(topic, 1)
+        came: list[Delivery] = []  # what the reader had been sent before may still come
+        try:
+            while len(came) < 5:
+                came.extend(await slow.receive(max_messages=1, timeout_s=1))
+        except PositionExpired as error:
+            assert error.asked == Position(0, came[-1].offset + 1 if came else 0)
+            assert 4 <= error.first.offset <= error.end.offset
+            await refused(PositionExpired, slow.receive(max_messages=1, timeout_s=1))
+        in_order(ids(sent + late)[: len(came)], ids(came))
+        await refused(PositionExpired, slow.seek([Position(0, 3)]))
+        error = await refused(PositionExpired, stage.reader(topic, start=[Position(0, 0)]))
+        assert error.asked == Position(0, 0)
         await slow.seek("earliest")
         (got,) = await stage.work(slow, 1)
-        assert (got.message.id, got.offset) == (late[0].id, 4)
+        assert got.position == error.first and got.offset >= 4
+        assert got.message.id not in ids(sent)
 
     @staged
     async def test_a_log_is_kept_for_its_retention(self, stage: Stage) -> None:
@@ -217,18 +225,18 @@ class LogChecks(Bus):
         topic = await stage.log(retention_s=4)
         await stage.publish(topic, 3)
         await stage.work(await stage.reader(topic, group="g"), 3)
-        await asyncio.sleep(1)
+        await asyncio.sleep(0.5)
         await stage.publish(topic, 1)
         await stage.work(await stage.reader(topic, start="earliest"), 4)
 
     @staged
     async def test_what_a_group_has_not_acked_is_kept(self, stage: Stage) -> None:
         """A registered group holds the log back past its retention, where the log can tell."""
+        if not self.holds_back:
+            return
         topic = await stage.log(retention_s=0.3)
         reader = await stage.reader(topic, group="sink", prefetch=9)
         sent = await stage.publish(topic, 4)
-        if (await stage.one.lag(topic)).first is None:
-            return
         got = await stage.take(reader, 4)
         await reader.ack(got[:2])
 
@@ -285,19 +293,3 @@ class LogChecks(Bus):
                 break
         got.extend(await stage.take(reader, 20 - len(got)))
         in_order(ids(sent), ids(got))
-
-    @staged
-    async def test_lag_of_a_log(self, stage: Stage) -> None:
-        """What the group has not acked; of the empty group, and of a new one, all."""
-        topic = await stage.log()
-        await stage.publish(topic, 5)
-        reader = await stage.reader(topic, group="g")
-        await stage.work(reader, 3)
-        for group, left in (("g", 2), ("", 5), ("new", 5)):
-            lag = await stage.two.lag(topic, group=group)
-            assert lag.exact <= stage.can.exact_lag
-            if lag.exact:
-                assert lag.ready is not None and lag.ready + (lag.unacked or 0) == left
-        await stage.work(reader, 2)
-        lag = await stage.one.lag(topic, group="g")
-        assert not lag.exact or lag.ready == 0

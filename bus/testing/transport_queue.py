@@ -28,15 +28,6 @@ HEADERS: Headers = {
 class QueueChecks(Bus):
     """What is promised of a QUEUE."""
 
-    @staticmethod
-    async def acked(reader: Subscription, some: Sequence[Delivery]) -> list[Delivery]:
-        """Those whose ack was not refused as stale."""
-        try:
-            await reader.ack(some)
-        except StaleDelivery as error:
-            return [one for one in some if one not in error.deliveries]
-        return list(some)
-
     @staged
     async def test_round_trip_bytes_and_headers(self, stage: Stage) -> None:
         """Id, key, headers and body come as they were published, the empty and the large ones, too."""
@@ -265,7 +256,7 @@ class QueueChecks(Bus):
         async def compete(name: str, reader: Subscription) -> None:
             while len(shares) < 2 or len(done) < len(sent):
                 some = await reader.receive(max_messages=4, timeout_s=0.05)
-                acked = await self.acked(reader, some)
+                acked = await stage.acked(reader, some)
                 done.extend(acked)
                 if acked:
                     shares[name] += len(acked)

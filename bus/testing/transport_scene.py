@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from bus.bands import Banded
 from bus.capabilities import Acks, Capabilities, Delay
-from bus.errors import BusError, ConnectionLost, PublishUnconfirmed
+from bus.errors import BusError, ConnectionLost, PublishUnconfirmed, StaleDelivery
 from bus.message import Delivery, Message, new_id
 from bus.topic import Kind, Topic
 from bus.transport import Start, Subscription, Transport
@@ -153,6 +153,14 @@ class Stage:
         assert set(found) <= allowed, f"{len(set(found) - allowed)} came that must not"
         self._counted(came)
         return came
+
+    async def acked(self, reader: Subscription, some: Sequence[Delivery]) -> list[Delivery]:
+        """Those whose ack was not refused as stale."""
+        try:
+            await insist(lambda: reader.ack(some))
+        except StaleDelivery as error:
+            return [one for one in some if one not in error.deliveries]
+        return list(some)
 
     def _counted(self, came: Sequence[Delivery]) -> None:
         if not self.can.counts_redeliveries:
