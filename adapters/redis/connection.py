@@ -137,6 +137,7 @@ class Server:
         self.run_id = ""  # of the server process that the newest connection leads to
         self.version: tuple[int, ...] = ()
         self.durability = Durability.PROCESS
+        self.intset_entries = 512  # `set-max-intset-entries`: a set with more members becomes a hash table
         self._locate = locate
         self._idle: list[Line] = []
         self._lines: set[Line] = set()
@@ -234,10 +235,10 @@ class Server:
         info = _fields(await connection.read_response())
         if refusal := _refusal(info, self.address):
             raise Refused(refusal)
-        await connection.send_command("CONFIG", "GET", "appendfsync", check_health=False)
-        fsync = await _reply(connection)
+        settings = [await _setting(connection, name) for name in ("appendfsync", "set-max-intset-entries")]
         self.version = _version(info)
-        self.durability = _durability(info, fsync)
+        self.durability = _durability(info, settings[0])
+        self.intset_entries = int(settings[1] or 512)
         self.run_id = info.get("run_id", "")
 
 
@@ -279,8 +280,15 @@ def _refusal(info: Mapping[str, str], address: Address) -> BusError | None:
     return None
 
 
-def _durability(info: Mapping[str, str], fsync: Any) -> Durability:
-    """Where CONFIG is forbidden, as on managed servers, no more is declared than the default, `everysec`."""
+async def _setting(connection: Connection, name: str) -> str | None:
+    """None where CONFIG is forbidden, as on managed servers."""
+    await connection.send_command("CONFIG", "GET", name, check_health=False)
+    reply = await _reply(connection)
+    return reply[1].decode() if isinstance(reply, list) and len(reply) == 2 else None
+
+
+def _durability(info: Mapping[str, str], fsync: str | None) -> Durability:
+    """Where nothing is known, no more is declared than the default, `everysec`."""
     if info.get("aof_enabled") != "1":
         return Durability.PROCESS
-    return Durability.FSYNC if fsync == [b"appendfsync", b"always"] else Durability.PAGE_CACHE
+    return Durability.FSYNC if fsync == "always" else Durability.PAGE_CACHE
