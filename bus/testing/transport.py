@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from bus.testing.transport_cut import CutChecks
+from bus.testing.transport_delay import DelayChecks
+from bus.testing.transport_lag import LagChecks
 from bus.testing.transport_life import LifeChecks
 from bus.testing.transport_log import LogChecks
 from bus.testing.transport_queue import QueueChecks
@@ -19,7 +22,7 @@ from bus.testing.transport_verbs import VerbChecks
 __all__ = ["Hostile", "SharedTransportConformance", "TransportConformance", "failures"]
 
 
-class TransportConformance(QueueChecks, LogChecks, LifeChecks, VerbChecks):
+class TransportConformance(QueueChecks, DelayChecks, LogChecks, LagChecks, LifeChecks, VerbChecks, CutChecks):
     """For every transport."""
 
 

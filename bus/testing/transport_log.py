@@ -212,11 +212,11 @@ class LogChecks(Bus):
             await refused(PositionExpired, slow.receive(max_messages=1, timeout_s=1))
         in_order(ids(sent + late)[: len(came)], ids(came))
         await refused(PositionExpired, slow.seek([Position(0, 3)]))
-        error = await refused(PositionExpired, stage.reader(topic, start=[Position(0, 0)]))
-        assert error.asked == Position(0, 0)
+        expired = await refused(PositionExpired, stage.reader(topic, start=[Position(0, 0)]))
+        assert expired.asked == Position(0, 0)
         await slow.seek("earliest")
         (got,) = await stage.work(slow, 1)
-        assert got.position == error.first and got.offset >= 4
+        assert got.position == expired.first and got.offset >= 4
         assert got.message.id not in ids(sent)
 
     @staged

@@ -10,7 +10,7 @@ from collections import Counter
 from bus.errors import StaleDelivery, Unsupported
 from bus.message import Delivery, Headers, Message, Position, new_id
 from bus.testing.checks import in_order, once_each
-from bus.testing.transport_scene import Bus, Stage, ids, refused, staged
+from bus.testing.transport_scene import PATIENCE_S, Bus, Stage, ids, refused, staged
 from bus.transport import Subscription
 
 __all__ = ["QueueChecks"]
@@ -169,7 +169,9 @@ class QueueChecks(Bus):
         topic = await stage.queue()
         sent = await stage.publish(topic, 3)
         reader = await stage.reader(topic, prefetch=3)
-        assert {d.redeliveries for d in await stage.take(reader, 3)} == ({0} if stage.can.counts_redeliveries else {None})
+        assert {d.redeliveries for d in await stage.take(reader, 3)} == (
+            {0} if stage.can.counts_redeliveries else {None}
+        )
         began = time.monotonic()
         await reader.aclose()
         again = await stage.work(await stage.reader(topic, by=stage.two), 3)
@@ -253,21 +255,21 @@ class QueueChecks(Bus):
             for name in "abc"
         }
 
-        async def compete(name: str, reader: Subscription) -> None:
-            while len(shares) < 2 or len(done) < len(sent):
-                some = await reader.receive(max_messages=4, timeout_s=0.05)
-                acked = await stage.acked(reader, some)
-                done.extend(acked)
-                if acked:
-                    shares[name] += len(acked)
-
         async def keep_publishing() -> None:
             while len(shares) < 2:
                 sent.extend(await stage.publish(topic, 30, spread=True))
                 await asyncio.sleep(0.02)
 
-        async with asyncio.timeout(20):
-            await asyncio.gather(keep_publishing(), *(compete(name, reader) for name, reader in readers.items()))
+        async def compete(name: str, reader: Subscription) -> None:
+            while not publishing.done() or len(done) < len(sent):
+                acked = await stage.acked(reader, await reader.receive(max_messages=4, timeout_s=0.05))
+                done.extend(acked)
+                if acked:
+                    shares[name] += len(acked)
+
+        publishing = asyncio.create_task(keep_publishing())
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.gather(publishing, *(compete(name, reader) for name, reader in readers.items()))
         once_each(ids(sent), ids(done))
 
     @staged

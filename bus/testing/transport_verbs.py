@@ -61,7 +61,7 @@ class VerbChecks(Bus):
             return
         await nack(stage.one, reader, got, 0.3)
         (again,) = await stage.work(reader, 1)
-        assert time.time() >= due
+        assert due <= time.time() < due + stage.late_s
         assert again.message.attempt == 1
 
     @staged
@@ -105,7 +105,7 @@ class VerbChecks(Bus):
         once_each([sent.id] * 2, ids(await stage.work(reader, 2)))
 
     async def _lanes(self, stage: Stage, prefetch: int = 64) -> tuple[dict[str, str], LaneReader]:
-        topics = {lane: await stage.queue(f"requests.{lane or 'normal'}") for lane in LANES}
+        topics = {lane: await stage.queue(f"requests.{lane}" if lane else "requests") for lane in LANES}
         return topics, await LaneReader.open(stage.one, topics, prefetch=prefetch)
 
     @staged
@@ -113,15 +113,23 @@ class VerbChecks(Bus):
         """Of full lanes each gets its share by weight, whatever the size of a `receive`."""
         topics, reader = await self._lanes(stage)
         for topic in topics.values():
-            await stage.publish(topic, 140)
-        got: Counter[str] = Counter()
-        while got.total() < 130:
+            await stage.publish(topic, 150)
+
+        async def read(got: Counter[str]) -> None:
             some = await reader.receive(max_messages=min(self.batch, 13), timeout_s=5)
             got.update(delivery.topic for delivery in some)
             await reader.ack(some)
+
+        first: Counter[str] = Counter()
+        while len(first) < len(LANES):  # a server fills them one after the other
+            await read(first)
+        got: Counter[str] = Counter()
+        while got.total() < 117:
+            await read(got)
         rounds = got.total() / sum(LANE_WEIGHTS.values())
         for lane, topic in topics.items():
-            assert abs(got[topic] - rounds * LANE_WEIGHTS[lane]) <= 3, got
+            share = rounds * LANE_WEIGHTS[lane]
+            assert abs(got[topic] - share) <= (max(3, share / 2) if stage.can.shared_between_hosts else 3), got
         await reader.aclose()
 
     @staged
@@ -146,10 +154,9 @@ class VerbChecks(Bus):
             assert got.message.id == message.id and time.monotonic() - began < 5
             await reader.ack([got])
         assert len(await reader.receive(max_messages=5, timeout_s=0.05)) == 0
-        for topic in topics.values():
-            lag = await stage.two.lag(topic)
-            assert not lag.exact or (lag.ready, lag.unacked) == (0, 0)
         await reader.aclose()
+        for topic in topics.values():
+            await stage.nothing(await stage.reader(topic), 0.05)
 
     @staged
     async def test_cancelled_receive_of_lanes(self, stage: Stage) -> None:
@@ -187,7 +194,8 @@ class VerbChecks(Bus):
         error = await refused(StaleDelivery, reader.ack([*strange, held[2]]))
         assert sorted(ids(error.deliveries)) == sorted(ids(strange))
         await reader.aclose()
-        left: list[Delivery] = []
-        for topic in topics.values():
-            left.extend(await (await stage.reader(topic)).receive(max_messages=5, timeout_s=0.1))
-        assert sorted(ids(left)) == sorted(ids(held[:2]))
+        for one in held:
+            left = await stage.reader(one.topic)
+            if one is not held[2]:
+                assert ids(await stage.work(left, 1)) == ids([one])
+            await stage.nothing(left, 0.05)
