@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -12,15 +13,27 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench.buses import BUSES
+from tests.bench.dedup import memory_of_seen
 from tests.bench.idle import idle_pickups, percentile
 from tests.bench.machine import machine
-from tests.bench.worker import CONTESTANTS, SITES, Measured, WrongCrawl, measure, summary
+from tests.bench.transport import BATCH, CALLS, Cost, exchange, rows
+from tests.bench.worker import KINDS, SITES, Measured, WrongCrawl, contestants, measure, summary
+from tests.servers import Unavailable, kinds
 
-console = Console(width=None if sys.stdout.isatty() else 110)
+console = Console(width=None if sys.stdout.isatty() else 140)
 FOLDER = click.option(
     "--folder", type=click.Path(exists=True, file_okay=False, path_type=Path), default=tempfile.gettempdir,
     help="Where the SQLite files go; its disk is part of the figure.  [default: the system's temporary folder]",
 )  # fmt: skip
+RUNS = click.option("--runs", default=5, show_default=True, help="Runs of each, alternating.")
+
+
+def bus_option(*default: str) -> Callable[[click.decorators.FC], click.decorators.FC]:
+    return click.option(
+        "--bus", "buses", type=click.Choice(BUSES), multiple=True, default=default, show_default=True,
+        help="Once for each; the test suite's own server is started.",
+    )  # fmt: skip
 
 
 @click.group()
@@ -29,69 +42,129 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--pages", default=5000, show_default=True, help="Pages of each crawl.")
-@click.option("--runs", default=5, show_default=True, help="Runs of each contestant, alternating.")
-@click.option("--site", "sites", type=click.Choice([*SITES]), multiple=True, help="Percent of repeated links.  [both]")
-@click.option("--only", "contestants", type=click.Choice([*CONTESTANTS]), multiple=True, help="Contestants.  [all]")
+@bus_option(*BUSES)
+@click.option("--messages", default=20_000, show_default=True, help="Messages of each run.")
+@RUNS
 @FOLDER
-def worker(pages: int, runs: int, sites: Sequence[str], contestants: Sequence[str], folder: Path) -> None:
-    """CPU per page of one worker process, side by side with Scrapy.
+def transport(buses: Sequence[str], messages: int, runs: int, folder: Path) -> None:
+    """What a message costs on a queue, beside the bare driver doing the same: aio-pika, aiokafka, redis-py.
 
-    scrapy: as shipped, in memory. tuned: in memory, CONCURRENT_ITEMS=8 and uvloop. single: crawlbus on sqlite://, the
-    same spider, which yields single Requests. links: crawlbus on sqlite://, with all links of a page as one Links.
+    A body of 300 bytes, one message of ours in one of the broker's, 64 in flight: two calls at once of 32 messages
+    each. CPU is that of the client's process. Ours carries a request's headers, too.
+    """
+    _print_machine(folder)
+    costs: list[Cost] = []
+    for bus in buses:
+        with _or_skip(bus):
+            costs += exchange(bus, messages=messages, runs=runs, folder=folder)
+            console.print(f"{bus}: {runs} runs done", highlight=False)
+    table = _table("bus", "", "per s", "CPU us", "bare per s", "CPU us", "ratio", "difference")
+    for row in rows(costs):
+        table.add_row(*row)
+    console.print(table)
+    console.print(
+        f"Medians of {runs} runs of {messages:,} messages, {CALLS} calls of {BATCH} at once. "
+        "Ratio: of the rates. Difference: of the CPU, in us a message.",
+        soft_wrap=True,
+    )
+
+
+@main.command()
+@bus_option("sqlite", "redis-7", "rabbitmq-3.10", "kafka-4.1")
+@click.option("--pages", default=5000, show_default=True, help="Pages of each crawl.")
+@RUNS
+@click.option("--site", "sites", type=click.Choice([*SITES]), multiple=True, help="Percent of repeated links.  [both]")
+@click.option("--only", "only", type=click.Choice([*KINDS]), multiple=True, help="Contestants.  [all]")
+@FOLDER
+def worker(
+    buses: Sequence[str], pages: int, runs: int, sites: Sequence[str], only: Sequence[str], folder: Path
+) -> None:
+    """CPU per page of one worker process, side by side with Scrapy and scrapy-redis.
+
+    scrapy: as shipped, in memory. tuned: in memory, CONCURRENT_ITEMS=8 and uvloop. scrapy-redis: as shipped, with its
+    item pipeline; and with the same two settings. single: crawlbus on each bus, the same spider, which yields single
+    Requests. links: crawlbus, with all links of a page as one Links. RabbitMQ and Kafka have their state in Redis.
 
     A local site with 20 links a page in a process of its own, 16 requests at once, one small item a page. CPU is that
     of the whole worker process, its start included, as the kernel counts it. A contestant that does not fetch and
     store exactly the pages asked for has no figure: the benchmark ends with exit code 1.
 
     \b
-    Example: python -m tests.bench worker --pages 1000 --runs 3 --site 95
+    Example: python -m tests.bench worker --pages 1000 --runs 3 --site 95 --bus kafka-4.1
     """
     _print_machine(folder)
-    names, chosen = contestants or [*CONTESTANTS], sites or [*SITES]
     measured: list[Measured] = []
     try:
-        for each in measure(names, chosen, pages=pages, runs=runs, folder=folder):
+        ordered = contestants(only or KINDS, buses)
+        for each in measure(ordered, sites or [*SITES], pages=pages, runs=runs, folder=folder):
             measured.append(each)
             console.print(
                 f"run {each.run + 1} of {runs}, {each.site} % repeated, {each.contestant}: "
                 f"{each.cpu_ms_per_page:.2f} ms CPU a page, {each.pages_per_s:.0f} pages/s",
                 highlight=False,
             )
-    except WrongCrawl as wrong:
+    except (WrongCrawl, Unavailable) as wrong:
         raise click.ClickException(str(wrong)) from None
-    _print_table(measured)
+    table = _table("repeated", "contestant", "CPU ms/page", "from - to", "x tuned", "x scrapy-redis", "pages/s", "MB")
+    for row in summary(measured):
+        table.add_row(*row)
+    console.print(table)
     console.print(
-        f"Medians of {runs} runs of {pages:,} pages. Ratio: times less CPU than tuned Scrapy, run by run.",
+        f"Medians of {runs} runs of {pages:,} pages. x: times less CPU than tuned Scrapy, and than scrapy-redis as "
+        "shipped, run by run.",
         soft_wrap=True,
     )
 
 
-def _print_table(measured: Sequence[Measured]) -> None:
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("repeated")
-    table.add_column("contestant", no_wrap=True)
-    for name in ("CPU ms/page", "from - to", "ratio", "pages/s", "MB"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in summary(measured):
-        table.add_row(*row)
-    console.print(table)
+@main.command()
+@bus_option(*BUSES[1:])
+@click.option("--samples", default=300, show_default=True, help="Seeds, one at a time.")
+@FOLDER
+def idle(buses: Sequence[str], samples: int, folder: Path) -> None:
+    """How soon an idle worker picks up a new seed: from the confirmed publish to the request at the server.
+
+    A live `crawlbus crawl --forever` on each bus, seeds by the code of `crawlbus seed`, one worker.
+    """
+    _print_machine(folder)
+    for bus in buses:
+        with _or_skip(bus):
+            found = [value * 1000 for value in idle_pickups(bus, samples, folder)]
+            shown = ", ".join(f"p{percent} {percentile(found, percent):.1f} ms" for percent in (50, 90, 99))
+            console.print(
+                f"Idle pick-up on {bus}, {samples} seeds: {shown}, the longest {max(found):.1f} ms", soft_wrap=True
+            )
 
 
 @main.command()
-@click.option("--samples", default=300, show_default=True, help="Seeds, one at a time.")
+@click.option("--urls", default=1_000_000, show_default=True, help="URLs to be known.")
+@click.option("--redis", "kind", type=click.Choice(kinds("redis")), default=kinds("redis")[0], show_default=True)
 @FOLDER
-def idle(samples: int, folder: Path) -> None:
-    """How soon an idle worker picks up a new seed: from the confirmed publish to the request at the server.
-
-    A live `crawlbus crawl --forever` on sqlite://, seeds by the code of `crawlbus seed`, one worker.
-    """
+def dedup(urls: int, kind: str, folder: Path) -> None:
+    """What a known URL takes in Redis after `crawlbus dedup warm`, beside a set as scrapy-redis keeps it."""
     _print_machine(folder)
-    found = [value * 1000 for value in idle_pickups(samples, folder)]
-    shown = ", ".join(f"p{percent} {percentile(found, percent):.1f} ms" for percent in (50, 90, 99))
-    console.print(
-        f"Idle pick-up on sqlite://, {samples} seeds: {shown}, the longest {max(found):.1f} ms", soft_wrap=True
-    )
+    with _or_skip(kind):
+        for each in memory_of_seen(kind, urls, folder):
+            console.print(
+                f"{kind}, {each.what}, {each.urls:,} URLs: {each.bytes_per_url:.2f} bytes a URL, {each.seconds:.0f} s",
+                soft_wrap=True,
+                highlight=False,
+            )
+
+
+@contextmanager
+def _or_skip(what: str) -> Iterator[None]:
+    """A server that this machine cannot have is said, and the others are measured."""
+    try:
+        yield
+    except Unavailable as error:
+        console.print(f"{what} is left out: {error}", highlight=False, soft_wrap=True)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="left" if index < 2 else "right", no_wrap=True)
+    return table
 
 
 def _print_machine(folder: Path) -> None:

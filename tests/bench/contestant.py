@@ -26,6 +26,11 @@ COMMON = {
 }
 TUNED = {"CONCURRENT_ITEMS": 8, "ASYNCIO_EVENT_LOOP": "uvloop.Loop"}
 BUS = {"ADDONS": {"spiders.BusAddon": 500}}
+SCRAPY_REDIS = {
+    "SCHEDULER": "scrapy_redis.scheduler.Scheduler",
+    "DUPEFILTER_CLASS": "scrapy_redis.dupefilter.RFPDupeFilter",
+    "ITEM_PIPELINES": {"scrapy_redis.pipelines.RedisPipeline": 300},
+}
 
 
 class SingleSpider(Spider):
@@ -82,6 +87,8 @@ CONTESTANTS: dict[str, tuple[type[SingleSpider], dict[str, Any]]] = {
     "tuned": (SingleSpider, TUNED),
     "single": (SingleSpider, BUS),
     "links": (LinksSpider, BUS),
+    "scrapy-redis": (SingleSpider, SCRAPY_REDIS),
+    "scrapy-redis-tuned": (SingleSpider, {**SCRAPY_REDIS, **TUNED}),
 }
 
 
@@ -89,8 +96,12 @@ def main(order: dict[str, Any]) -> None:
     """Crawl, and print the number of items scraped."""
     spider, own = CONTESTANTS[order["contestant"]]
     settings = Settings({**COMMON, **own, "DOWNLOADER_MIDDLEWARES": {Budget: 1000}})
-    if "ADDONS" in own:
-        settings.set("BUS_URL", order["bus"], "project")
+    if own is BUS:
+        settings.update({"BUS_URL": order["bus"], "BUS_STATE": order["state"], "BUS_JOB": order["job"]}, "project")
+    elif "scrapy_redis" in own.get("SCHEDULER", ""):
+        keys = {"SCHEDULER_QUEUE_KEY": "requests", "SCHEDULER_DUPEFILTER_KEY": "dupefilter", "REDIS_ITEMS_KEY": "items"}
+        own_keys = {name: f"{order['job']}:{key}" for name, key in keys.items()}
+        settings.update({"REDIS_URL": order["state"], **own_keys}, "project")
     process = CrawlerProcess(settings)
     crawler = process.create_crawler(spider)
     process.crawl(crawler, url=order["url"], pages=order["pages"])

@@ -8,7 +8,6 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,27 +20,28 @@ from scrapy.utils.request import RequestFingerprinter
 from bus.message import Message
 from bus.registry import connect_state, connect_transport
 from bus.state import State
+from bus.topic import LANES, request_queue
 from bus.transport import Transport
+from bus.url import bus_options
 from spiders.pages import PageIds
 from spiders.seed import seed
+from tests.bench.buses import Place, place
 from tests.sites.graph import Graph, GraphSite
 
 __all__ = ["idle_pickups", "percentile"]
 
-JOB = "idle"
 PATIENCE_S = 30.0
 
 
-def idle_pickups(samples: int, folder: Path) -> list[float]:
+def idle_pickups(name: str, samples: int, folder: Path) -> list[float]:
     """Seconds from the confirmed publish of a seed to its request at the server, for so many seeds.
 
-    A live `crawlbus crawl --forever` on sqlite://, idle before each seed; the seeds go the way of `crawlbus seed`.
+    A live `crawlbus crawl --forever` on the bus of that name, idle before each seed; the seeds go the way of
+    `crawlbus seed`. Raises `Unavailable`.
     """
     graph = Graph(pages=1, unlinked=samples)
-    with GraphSite(graph) as site, tempfile.TemporaryDirectory(dir=folder) as name:
-        bus = f"sqlite:///{name}/bus.db"
-        with _live_worker(site, bus, Path(name)):
-            return asyncio.run(_sample(site, bus, samples))
+    with GraphSite(graph) as site, place(name, folder) as where, _live_worker(site, where):
+        return asyncio.run(_sample(site, where, samples))
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -50,11 +50,11 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 @contextmanager
-def _live_worker(site: GraphSite, bus: str, folder: Path) -> Iterator[None]:
-    words = ["crawl", site.url, "--bus", bus, "--job", JOB, "--forever"]
-    with (folder / "log").open("w") as log:
+def _live_worker(site: GraphSite, where: Place) -> Iterator[None]:
+    words = ["crawl", site.url, "--bus", where.bus, "--state", where.state, "--job", where.job, "--forever"]
+    with (where.folder / "log").open("w") as log:
         worker = subprocess.Popen(
-            [sys.executable, "-P", "-m", "bus.cli", *words], cwd=folder, stdout=log, stderr=log,
+            [sys.executable, "-P", "-m", "bus.cli", *words], cwd=where.folder, stdout=log, stderr=log,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )  # fmt: skip
         try:
@@ -64,20 +64,22 @@ def _live_worker(site: GraphSite, bus: str, folder: Path) -> Iterator[None]:
             worker.wait(PATIENCE_S)
 
 
-async def _sample(site: GraphSite, bus: str, samples: int) -> list[float]:
-    transport, state = await connect_transport(bus), await connect_state(bus)
+async def _sample(site: GraphSite, where: Place, samples: int) -> list[float]:
+    transport, state = await connect_transport(where.bus), await connect_state(where.state)
     timed = _Timed(transport)
     found = []
     try:
-        await _until_idle(site, state, fetched=3)  # robots.txt and the two pages of the site
+        queues = [request_queue(bus_options(where.bus).prefix, where.job, lane) for lane in LANES]
+        await transport.declare(*queues)
+        await _until_idle(site, state, where.job, fetched=3)  # robots.txt and the two pages of the site
         for number in range(1, samples + 1):
-            status = await state.status(JOB)
+            status = await state.status(where.job)
             assert status is not None
             await asyncio.sleep(random.uniform(0.0, 0.05))  # not in step with any timer of the worker
             pages = PageIds(RequestFingerprinter())
             url = f"{site.url}/unlinked/{number}"
-            await seed(cast(Transport, timed), state, bus, status.job, Spider(JOB), pages, [url])
-            await _until_idle(site, state, fetched=3 + number)
+            await seed(cast(Transport, timed), state, where.bus, status.job, Spider(status.spider), pages, [url])
+            await _until_idle(site, state, where.job, fetched=3 + number)
             found.append(site.arrivals(since=2 + number)[0].at - timed.confirmed_at)
     finally:
         await transport.aclose()
@@ -100,10 +102,10 @@ class _Timed:
         self.confirmed_at = time.time()
 
 
-async def _until_idle(site: GraphSite, state: State, *, fetched: int) -> None:
+async def _until_idle(site: GraphSite, state: State, job: str, *, fetched: int) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
-        status = await state.status(JOB)
+        status = await state.status(job)
         if status is not None and status.start_ended and not status.open and len(site.arrivals()) >= fetched:
             return
         await asyncio.sleep(0.02)
