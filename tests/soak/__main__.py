@@ -1,4 +1,4 @@
-"""Crawls of a known graph whose workers and consumer are killed 20 times each, with 1, 2 and 4 workers."""
+"""Crawls of known sites whose workers and consumer are killed 20 times each, with 1, 2 and 4 workers, on every bus."""
 
 from __future__ import annotations
 
@@ -7,34 +7,47 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.spiders.kills import Verdict, killed_crawl
+from tests.spiders.kills import Verdict, graph, killed_crawl, python_docs
+from tests.spiders.places import BUSES, new_place
 
 __all__: list[str] = []
 
-ROW = "| {0:>7} | {1:>5} | {2:>4} | {3:>10} | {4:>10} | {5:>13} | {6:>5} | {7:>6.0f} |"
+HEAD = """\
+| site  | bus           | workers | kills | lost | duplicated | unexpected | extra fetches | bound | s      |
+|---|---|---|---|---|---|---|---|---|---|"""
+ROW = "| {0:<5} | {1:<13} | {2:>7} | {3:>5} | {4:>4} | {5:>10} | {6:>10} | {7:>13} | {8:>5} | {9:>6.0f} |"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser("python -m tests.soak", description=__doc__)
+    parser.add_argument(
+        "--bus", nargs="+", default=BUSES, metavar="BUS", help=f"of {' '.join(BUSES)}, or how they begin"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--kills", type=int, default=20)
     arguments = parser.parse_args()
-    print("| workers | kills | lost | duplicated | unexpected | extra fetches | bound | s      |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
-    bad = 0
-    for round_ in range(arguments.rounds):
-        for workers in (1, 2, 4):
-            with tempfile.TemporaryDirectory() as directory:
-                verdict = killed_crawl(
-                    Path(directory), workers=workers, kills=arguments.kills, seed=round_ * 10 + workers
-                )
-            print(_row(verdict), flush=True)
-            bad += verdict.lost + verdict.duplicated + verdict.unexpected
-    return 1 if bad else 0
+    buses = [bus for bus in BUSES if bus.startswith(tuple(arguments.bus))]
+    print(HEAD, flush=True)
+    well = [
+        _crawl(site, bus, workers, arguments.kills, seed=round_ * 10 + workers)
+        for round_ in range(arguments.rounds)
+        for bus in buses
+        for site, workers in (("graph", 1), ("graph", 2), ("graph", 4), ("docs", 2))
+    ]
+    return 0 if all(well) else 1
 
 
-def _row(verdict: Verdict) -> str:
-    return ROW.format(*verdict[:6], verdict.bound, verdict.elapsed_s)
+def _crawl(site: str, bus: str, workers: int, kills: int, seed: int) -> bool:
+    pages, target = (graph(seed), None) if site == "graph" else (python_docs(), "/index.html")
+    with tempfile.TemporaryDirectory() as directory:
+        place = new_place(bus, Path(directory))
+        verdict = killed_crawl(Path(directory), place, pages, workers=workers, kills=kills, seed=seed, start=target)
+    print(_row(site, bus, verdict), flush=True)
+    return verdict.well
+
+
+def _row(site: str, bus: str, verdict: Verdict) -> str:
+    return ROW.format(site, bus, *verdict[:6], verdict.bound, verdict.elapsed_s)
 
 
 if __name__ == "__main__":

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import mimetypes
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from bus.registry import connect_state
-from tests.spiders.scene import Site, environment, left, links, project, stored
+from tests.sites.static import PYTHON_DOCS, reachable
+from tests.spiders.scene import Answer, Place, Site, environment, links, project, stored
 
 SPIDER = """
 class Shop(scrapy.Spider):
@@ -27,39 +32,66 @@ class Shop(scrapy.Spider):
         yield {"url": response.url}
         yield from response.follow_all(css="a", callback=self.parse)
 """
-PAGES = 600
+SETTINGS = "RETRY_TIMES = 5\nCONCURRENT_REQUESTS = 16\nCONCURRENT_REQUESTS_PER_DOMAIN = 16\n"
 IN_FLIGHT = 16 + 64  # handed to the downloader and not yet acknowledged, per worker
 
 
-def graph(seed: int) -> tuple[PacedSite, set[str]]:
-    """A site with a known graph: some pages slow, some failing once, some not reachable; and those that are."""
-    rng = random.Random(seed)
-    out = {n: [rng.randrange(PAGES) for _ in range(4)] + [(n + 1) % PAGES] for n in range(PAGES)}
+class PacedSite(Site):
+    """A site that is known: `expected` are the paths that can be reached, `failing` of them answer 503 once.
 
-    def page(n: int):  # type: ignore[no-untyped-def]
+    It shows new pages no faster than the kills come, so that there is a crawl left for each of them.
+    """
+
+    share = 1.0  # of the pages may have been asked for
+
+    def __init__(self, pages: Mapping[str, Any], expected: set[str], failing: int = 0) -> None:
+        super().__init__(dict(pages))
+        self.expected, self.failing = expected, failing
+
+    def answer(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> Answer:
+        for _ in range(100):
+            if path in self.hits or len(self.hits) <= self.share * len(self.expected):
+                break
+            time.sleep(0.01)
+        return super().answer(method, path, body, headers)
+
+    @property
+    def extra_fetches(self) -> int:
+        """What was asked for more often than a crawl without kills does."""
+        fetched = sum(count for path, count in self.hits.items() if path in self.expected)
+        return fetched - len(self.expected) - self.failing
+
+
+def graph(seed: int, pages: int = 600) -> PacedSite:
+    """A known graph: some pages slow, some failing once, one not reachable."""
+    rng = random.Random(seed)
+    out = {n: [rng.randrange(pages) for _ in range(4)] + [(n + 1) % pages] for n in range(pages)}
+
+    def page(n: int) -> Callable[[int], object]:
         text = links(*(f"/p/{other}" for other in out[n]))
 
         def answer(hit: int) -> object:
-            site.pace()
             time.sleep(rng.choice((0, 0, 0.01, 0.03)))
             return (503, {}, b"") if n % 50 == 7 and hit == 1 else text
 
         return answer
 
-    site = PacedSite({f"/p/{n}": page(n) for n in range(PAGES)} | {"/never": links()})
-    return site, {f"/p/{n}" for n in range(PAGES)}
+    failing = sum(1 for n in range(pages) if n % 50 == 7)
+    expected = {f"/p/{n}" for n in range(pages)}
+    return PacedSite({f"/p/{n}": page(n) for n in range(pages)} | {"/never": links()}, expected, failing)
 
 
-class PacedSite(Site):
-    """Answers no faster than the kills come, so that there is a crawl left for each of them."""
+def python_docs() -> PacedSite:
+    """Python's documentation as Debian ships it. A link to what is not there can be followed, too."""
+    found = reachable(PYTHON_DOCS)
+    pages = {path: _file(path) for path in (file.partition("?")[0] for file in found.files)}
+    return PacedSite(pages, set(found.files | found.missing))
 
-    share = 1.0  # of the pages may have been asked for
 
-    def pace(self) -> None:
-        for _ in range(100):
-            if self.hits.total() <= self.share * PAGES:
-                return
-            time.sleep(0.01)
+def _file(path: str) -> Callable[[int], Answer]:
+    file = PYTHON_DOCS / unquote(path).lstrip("/")
+    kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
+    return lambda hit: (200, {"Content-Type": kind}, file.read_bytes())
 
 
 def pids_of(marker: str) -> list[int]:
@@ -98,38 +130,56 @@ class Verdict(NamedTuple):
         """How many fetches the kills excuse."""
         return self.kills * IN_FLIGHT
 
+    @property
+    def well(self) -> bool:
+        """Nothing missing, nothing twice, few extra fetches."""
+        return not (self.lost or self.duplicated or self.unexpected) and self.extra_fetches <= self.bound
 
-def killed_crawl(directory: Path, *, workers: int, kills: int, seed: int, timeout_s: float = 120) -> Verdict:
-    """Crawl a known graph into SQLite with so many random kills. Raises `AssertionError` where it did not end well."""
-    rng = random.Random(seed)
-    site, reachable = graph(seed)
-    project(directory, SPIDER, "RETRY_TIMES = 5\nCONCURRENT_REQUESTS = 16\nCONCURRENT_REQUESTS_PER_DOMAIN = 16")
+
+def killed_crawl(
+    directory: Path,
+    place: Place,
+    site: PacedSite,
+    *,
+    workers: int,
+    kills: int,
+    seed: int,
+    start: str | None = None,
+    timeout_s: float = 120,
+) -> Verdict:
+    """Crawl a known site into SQLite with so many random kills: by a spider, or by the URL of its page `start`.
+    Raises `AssertionError` where it did not end well."""
     began_s = time.monotonic()
     with site.open() as url:
-        fleet = Fleet(directory, url, workers)
+        target = ["shop", "-a", f"url={url}"] if start is None else [url + start]
+        fleet = Fleet(directory, place, target, workers)
         try:
-            killed = asyncio.run(fleet.kill(site, kills, rng, timeout_s))
-            code, out = fleet.wait(timeout_s)
+            killed = asyncio.run(fleet.kill(site, kills, random.Random(seed), timeout_s))
+            fleet.ends_well(timeout_s)
         finally:
             fleet.close()
-    assert code == 0, out[-3000:]
-    letters, status = asyncio.run(left(directory))
-    assert not letters and status.open == 0 and status.state.value == "finished" and not status.unaccounted, out[-3000:]
+    missing, duplicated, unexpected = compare(directory, site)
+    elapsed_s = time.monotonic() - began_s
+    return Verdict(workers, killed, missing, duplicated, unexpected, site.extra_fetches, elapsed_s)
+
+
+def compare(directory: Path, site: PacedSite) -> tuple[int, int, int]:
+    """How many pages are missing in the sink, are there twice, and should not be there."""
     paths = ["/" + row["url"].split("/", 3)[3] for row in stored(directory)[1]]
-    fetched = sum(count for path, count in site.hits.items() if path in reachable)
-    return Verdict(
-        workers, killed, len(reachable - set(paths)), len(paths) - len(set(paths)), len(set(paths) - reachable),
-        fetched - len(reachable) - sum(1 for n in range(PAGES) if n % 50 == 7), time.monotonic() - began_s,
-    )  # fmt: skip
+    found = set(paths)
+    return len(site.expected - found), len(paths) - len(found), len(found - site.expected)
 
 
 class Fleet:
-    """`crawlbus crawl`, started again where it is itself what was killed."""
+    """`crawlbus crawl` into `items.db`, started again where it is itself what was killed."""
 
-    def __init__(self, directory: Path, url: str, workers: int) -> None:
-        self._directory, self._workers = directory, workers
-        self._command = [sys.executable, "-P", "-m", "bus.cli", "crawl", "shop", "-a", f"url={url}", "--bus",
-                         "sqlite:///bus.db", "--sink", "sqlite:///items.db", "--workers", str(workers)]  # fmt: skip
+    def __init__(self, directory: Path, place: Place, target: list[str], workers: int) -> None:
+        project(directory, SPIDER, SETTINGS)
+        self._directory, self.place, self._workers = directory, place, workers
+        self._command = [
+            sys.executable, "-P", "-m", "bus.cli", "crawl", *target, *place.arguments,
+            "--sink", "sqlite:///items.db", "--workers", str(workers),
+        ]  # fmt: skip
         self._log = (directory / "log").open("ab")
         self._process = self._start()
 
@@ -140,44 +190,45 @@ class Fleet:
     async def kill(self, site: PacedSite, kills: int, rng: random.Random, timeout_s: float) -> int:
         """Kill one process after another; returns how many."""
         killed, finished, deadline = 0, 0, time.monotonic() + timeout_s
-        while self._process.poll() is None and killed < kills and time.monotonic() < deadline:
-            site.share = (killed + 1) / (kills + 1)
-            await asyncio.sleep(rng.uniform(0.05, 0.3))
-            now = await _pages(self._directory)
-            victims = self._victims()
-            if now > finished and victims:
-                finished, victim = now, rng.choice(victims)
-                os.kill(victim, signal.SIGKILL)
-                killed += 1
-                if victim == self._process.pid:
-                    self._process.wait()
-                    self._process = self._start()
+        async with aclosing(await connect_state(self.place.state)) as state:
+            while self._process.poll() is None and killed < kills and time.monotonic() < deadline:
+                site.share = (killed + 1) / (kills + 1)
+                await asyncio.sleep(rng.uniform(0.05, 0.3))
+                status = await state.status(self.place.job)
+                now = status.counters.get("pages", 0) if status is not None else 0
+                victims = self.victims()
+                if now > finished and victims:
+                    finished = now
+                    self.kill_one(rng.choice(victims))
+                    killed += 1
         site.share = float("inf")
         return killed
 
-    def _victims(self) -> list[int]:
-        """The children; of a single worker the command itself, too."""
-        found = [pid for pid in pids_of(f"KILL_TEST={self._directory}") if "bus.cli" in command_of(pid)]
+    def kill_one(self, victim: int) -> None:
+        """`kill -9`."""
+        os.kill(victim, signal.SIGKILL)
+        if victim == self._process.pid:
+            self._process.wait()
+            self._process = self._start()
+
+    def victims(self, word: str = "bus.cli") -> list[int]:
+        """The children whose command has this word; of a single worker the command itself, too."""
+        found = [pid for pid in pids_of(f"KILL_TEST={self._directory}") if word in command_of(pid)]
         return [pid for pid in found if pid != self._process.pid or self._workers == 1]
 
-    def wait(self, timeout_s: float) -> tuple[int, str]:
-        """Its exit code, and all it has logged."""
-        code = self._process.wait(timeout_s)
-        return code, (self._directory / "log").read_text(errors="replace")
+    @property
+    def log(self) -> str:
+        """All it has said so far."""
+        return (self._directory / "log").read_text(errors="replace")
+
+    def ends_well(self, timeout_s: float) -> None:
+        """It ends by itself; the job is finished, and nothing of it is dead or unaccounted."""
+        assert self._process.wait(timeout_s) == 0, self.log[-3000:]
+        letters, status = asyncio.run(self.place.left())
+        assert not letters and status.open == 0 and status.state.value == "finished", (letters, status)
+        assert not status.unaccounted, status
 
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
         self._log.close()
-
-
-async def _pages(directory: Path) -> int:
-    """Finished so far; 0 while there is no job."""
-    if not (directory / "bus.db").exists():
-        return 0
-    state = await connect_state(f"sqlite:///{directory / 'bus.db'}")
-    try:
-        status = await state.status("shop")
-    finally:
-        await state.aclose()
-    return status.counters.get("pages", 0) if status is not None else 0

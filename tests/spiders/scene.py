@@ -11,16 +11,17 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, NamedTuple
 
-from bus.dead import DeadLetter, read_dead
-from bus.message import Delivery
+from bus.dead import DeadLetter
 from bus.registry import connect_state, connect_transport
 from bus.state import JobStatus
+from bus.url import bus_options
+from consumers.dead import DeadLetters
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -121,6 +122,37 @@ def project(directory: Path, spider: str, settings: str = "") -> Path:
     return directory
 
 
+class Place(NamedTuple):
+    """Where a crawl lives: its bus, its state, its job."""
+
+    bus: str
+    state: str
+    job: str = "shop"
+
+    @property
+    def arguments(self) -> list[str]:
+        """For the command line."""
+        return ["--bus", self.bus, "--state", self.state, "--job", self.job]
+
+    async def left(self) -> tuple[list[DeadLetter], JobStatus]:
+        """The dead letters that nothing was decided of, and how the job stands."""
+        async with (
+            aclosing(await connect_transport(self.bus)) as transport,
+            aclosing(await connect_state(self.state)) as state,
+        ):
+            dead = DeadLetters(transport, bus_options(self.bus).prefix)
+            letters = [letter async for letter in dead.undecided()]
+            status = await state.status(self.job)
+        assert status is not None
+        return letters, status
+
+
+def in_file(directory: Path, job: str = "shop") -> Place:
+    """A crawl on one SQLite file."""
+    url = f"sqlite:///{directory / 'bus.db'}"
+    return Place(url, url, job)
+
+
 class Crawled(NamedTuple):
     """What came of a crawl."""
 
@@ -153,29 +185,8 @@ def stored(directory: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
 
 
 async def left(directory: Path, job: str = "shop") -> tuple[list[DeadLetter], JobStatus]:
-    """The dead letters, and how the job stands; nothing is left in the queue of a finished job."""
-    url = f"sqlite:///{directory / 'bus.db'}"
-    transport, state = await connect_transport(url), await connect_state(url)
-    try:
-        deliveries = await _read_log(transport)
-        status = await state.status(job)
-        assert status is not None
-        letters = [read_dead(delivery.message) for delivery in deliveries]
-        return [letter for letter in letters if isinstance(letter, DeadLetter)], status
-    finally:
-        await transport.aclose()
-        await state.aclose()
-
-
-async def _read_log(transport: Any) -> list[Delivery]:
-    from bus.topic import dead_log
-
-    await transport.declare(dead_log("crawlbus."))
-    subscription = await transport.subscribe("crawlbus.dead", start="earliest", prefetch=10_000)
-    found: list[Delivery] = []
-    while more := await subscription.receive(max_messages=1000, timeout_s=0):
-        found.extend(more)
-    return found
+    """The dead letters that nothing was decided of, and how the job stands."""
+    return await in_file(directory, job).left()
 
 
 def wait_until(condition: Callable[[], object], *, timeout_s: float = 30.0) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import sqlite3
 from contextlib import closing
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
 
+from spiders.crawl import DEFAULT_SINK
 from tests.sites.static import PYTHON_DOCS, StaticSite
+from tests.spiders.places import BUSES, new_place
 from tests.spiders.scene import crawlbus
 
 
@@ -26,6 +29,7 @@ class Hrefs(HTMLParser):
             self.found += [value for name, value in attrs if name == "href" and value]
 
 
+@cache
 def statuses(start: str) -> dict[str, int]:
     """path -> status of all that can be reached."""
     queue, found = [start], {start: 0}
@@ -41,11 +45,13 @@ def statuses(start: str) -> dict[str, int]:
 
 
 @pytest.mark.skipif(not PYTHON_DOCS.exists(), reason="needs Debian's package python3.11-doc")
-def test_the_python_documentation_by_two_workers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bus", BUSES)
+def test_the_python_documentation_by_two_workers(tmp_path: Path, bus: str) -> None:
     expected = statuses("/index.html")
     assert sum(path.endswith(".html") and status == 200 for path, status in expected.items()) == 526
+    where = ["--sink", DEFAULT_SINK, *new_place(bus, tmp_path).arguments] if bus != "sqlite" else []
     with StaticSite(PYTHON_DOCS) as site:
-        ran = crawlbus("crawl", f"{site.url}/index.html", "--workers", "2", cwd=tmp_path, timeout_s=100)
+        ran = crawlbus("crawl", f"{site.url}/index.html", "--workers", "2", *where, cwd=tmp_path, timeout_s=100)
         start = len(site.url)
     assert ran.code == 0 and "Traceback" not in ran.err, ran.out + ran.err
     with closing(sqlite3.connect(tmp_path / "crawlbus-items.db")) as database:
