@@ -1,0 +1,210 @@
+"""LOG topics: streams, read by AMQP 0-9-1, which keeps no positions of a reader and moves one that is out of range."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+from aiormq.abc import DeliveredMessage
+
+from adapters.rabbitmq.address import Address
+from adapters.rabbitmq.connection import Link
+from adapters.rabbitmq.envelope import unseal
+from adapters.rabbitmq.errors import DRIVER_ERRORS, Undeclared, lost, refusal, within
+from adapters.rabbitmq.publisher import Outgoing, Publisher
+from adapters.rabbitmq.reader import MAX_PREFETCH, Reader
+from adapters.rabbitmq.topology import group_stream
+from bus.errors import PositionExpired
+from bus.message import Delivery, Position
+from bus.transport import Lag, Seek, Start
+
+__all__ = ["LogSubscription", "Logs"]
+
+EMPTY_S = 0.5  # a stream that holds something has shown it by then
+SKEW_S = 5.0  # how far the clocks of publishers and broker may differ
+
+Offset: TypeAlias = "int | str | datetime"
+
+
+class Bounds(NamedTuple):
+    """`end` is what the next message gets, unless a segment begins there: then one more. `last`: the last messages."""
+
+    first: int
+    end: int
+    last: Sequence[bytes] = ()
+
+    def expired(self, asked: Position) -> PositionExpired:
+        return PositionExpired(asked, Position(0, self.first), Position(0, self.end))
+
+
+class Logs:
+    """The streams of a broker: their bounds, and the positions of groups, each group's in a small stream of its own."""
+
+    def __init__(self, link: Link, address: Address, publisher: Publisher) -> None:
+        self._link, self._address, self._publisher = link, address, publisher
+
+    async def bounds(self, topic: str) -> Bounds:
+        """Read, not asked: the broker tells only a count, and that seconds late. Nothing is kept."""
+        try:
+            async with self._link.channel() as channel:
+                hint = (await within(channel.queue_declare(topic, passive=True))).message_count
+                firsts: list[DeliveredMessage] = []
+                lasts: list[DeliveredMessage] = []
+                both = asyncio.Event()
+
+                async def add(to: list[DeliveredMessage], message: DeliveredMessage) -> None:
+                    to.append(message)
+                    if firsts and lasts:
+                        both.set()
+
+                for where, found, prefetch in (("first", firsts, 1), ("last", lasts, MAX_PREFETCH)):
+                    await within(channel.basic_qos(prefetch_count=prefetch))
+                    arguments: dict[str, Any] = {"x-stream-offset": where}
+                    await within(channel.basic_consume(topic, partial(add, found), arguments=arguments))
+                try:
+                    await asyncio.wait_for(both.wait(), 20 * EMPTY_S if hint else EMPTY_S)
+                except TimeoutError as error:
+                    if hint:
+                        raise lost(error) from None
+                    return Bounds(0, 0)
+                await within(channel.flow(True))  # the chunk that has begun to come is here to its end
+                return Bounds(_offset(firsts[0]), _offset(lasts[-1]) + 1, [message.body for message in lasts])
+        except DRIVER_ERRORS as error:
+            raise refusal(error, topic, self._address) from None
+
+    async def committed(self, topic: str, group: str) -> int | None:
+        """What follows the last message that a group has acked; None if it never has."""
+        try:
+            last = (await self.bounds(group_stream(topic, group))).last if group else ()
+        except Undeclared:
+            return None
+        return max(map(int, last), default=None)
+
+    async def commit(self, topic: str, group: str, offset: int) -> None:
+        name = group_stream(topic, group)
+        await self._publisher.publish(name, [Outgoing("", name, b"%d" % offset)])
+
+    async def lag(self, topic: str, group: str) -> Lag:
+        """An estimate: a stream leaves an offset out wherever a segment begins."""
+        bounds, committed = await asyncio.gather(self.bounds(topic), self.committed(topic, group))
+        ready = max(0, bounds.end - max(bounds.first, committed or 0))
+        return Lag(ready, None, 0, exact=False, first={0: bounds.first}, end={0: bounds.end})
+
+
+class LogSubscription(Reader):
+    """One reader of a stream. Its acks are credit for the broker, and the position of its group."""
+
+    def __init__(self, link: Link, address: Address, logs: Logs, topic: str, group: str, prefetch: int) -> None:
+        super().__init__(link, address, topic, prefetch)
+        self._logs, self._group = logs, group
+        self._from: Offset = "first"  # where to attach
+        self._next: int | None = None  # the offset to hand out next, where it is known
+        self._since: float | None = None  # what was published before is passed over
+        self._held: deque[tuple[int, int]] = deque()  # offset and delivery tag of what uses credit up
+        self._done = 0
+        self._expired: PositionExpired | None = None
+
+    async def begin(self, start: Start) -> None:
+        """Go to the start, and attach."""
+        committed = await self._logs.committed(self._name, self._group)
+        self._done = committed or 0
+        if start == "committed":
+            start = "earliest" if committed is None else [Position(0, committed)]
+            await self._go(start, check=False)  # what has been trimmed meanwhile shows at the first message
+        else:
+            await self._go(start)
+        await self.open()
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        self._check_open()
+        done = max((delivery.offset for delivery in deliveries), default=-1) + 1
+        if self._group and done > self._done:
+            await self._logs.commit(self._name, self._group, done)
+            self._done = max(self._done, done)
+        await self._credit(done)
+
+    async def seek(self, to: Seek) -> None:
+        self._check_open()
+        await self._go(to)
+        await self._again()
+
+    async def _go(self, to: Seek, *, check: bool = True) -> None:
+        """Find out where that is."""
+        since: float | None = None
+        at: Offset = "first"
+        if isinstance(to, datetime):
+            since = (to if to.tzinfo else to.replace(tzinfo=UTC)).timestamp()
+            at = datetime.fromtimestamp(max(0.0, since - SKEW_S), UTC)
+        elif to == "latest":
+            at = (await self._logs.bounds(self._name)).end
+        elif to != "earliest" and to:
+            bounds = await self._logs.bounds(self._name) if check else None
+            for position in to:
+                assert isinstance(position, Position)
+                if bounds and (position.partition or not bounds.first <= position.offset <= bounds.end):
+                    raise bounds.expired(position)
+                at = position.offset
+        self._from, self._next, self._since = at, at if isinstance(at, int) else None, since
+        self._expired = None
+
+    def _arguments(self) -> dict[str, Any]:
+        return {"x-stream-offset": self._from}
+
+    async def _add(self, message: DeliveredMessage) -> None:
+        offset, tag = _offset(message), message.delivery_tag or 0
+        sent, at = unseal(message.body, message.header.properties.message_id or "")
+        if self._since is not None:
+            if at is not None and at < self._since:
+                await message.channel.basic_ack(tag, wait=False)
+                return
+            self._since = None
+        self._held.append((offset, tag))
+        self._arrived.append(Delivery(sent, self._name, 0, offset, None))
+
+    async def _take(self, max_messages: int) -> Sequence[Delivery]:
+        """Without a wait between taking and giving, so that a `receive` that is cancelled loses nothing."""
+        if self._expired is not None:
+            raise self._expired
+        first = self._arrived[0].offset
+        if self._next is not None and first > self._next:
+            await self._check_gap(self._next)
+            if not self._arrived or self._arrived[0].offset != first:
+                return ()  # attached anew meanwhile
+        taken = [self._arrived.popleft()]
+        while self._arrived and len(taken) < max_messages and self._arrived[0].offset == taken[-1].offset + 1:
+            taken.append(self._arrived.popleft())
+        self._from = self._next = taken[-1].offset + 1
+        return taken
+
+    async def _check_gap(self, asked: int) -> None:
+        """Left out where a segment begins, or trimmed before we came?"""
+        bounds = await self._logs.bounds(self._name)
+        if bounds.first > asked:
+            self._expired = bounds.expired(Position(0, asked))
+            raise self._expired
+
+    async def _credit(self, done: int) -> None:
+        life, channel = self._life, self._channel
+        async with self._sending:
+            tag = 0
+            while self._held and self._held[0][0] < done:
+                tag = self._held.popleft()[1]
+            if not tag or channel is None or life != self._life:
+                return
+            try:
+                await channel.basic_ack(tag, multiple=True, wait=False)
+            except DRIVER_ERRORS:
+                self._end(life)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._held.clear()
+
+
+def _offset(message: DeliveredMessage) -> int:
+    headers = message.header.properties.headers or {}
+    return int(str(headers["x-stream-offset"]))
