@@ -10,7 +10,7 @@ from bus.errors import Unsupported
 from bus.message import Message, new_id
 from bus.testing.checks import in_order, once_each
 from bus.testing.transport_scene import PATIENCE_S, Bus, Stage, ids, refused, staged
-from bus.topic import LANES, Kind
+from bus.topic import LANES, Kind, Topic
 
 __all__ = ["DelayChecks"]
 
@@ -62,6 +62,7 @@ class DelayChecks(Bus):
             await stage.two.aclose()
         transport = await self.connect()
         try:
+            await transport.declare(*(Topic(topic, Kind.QUEUE) for topic in topics))
             readers = [await stage.reader(topic, by=transport) for topic in topics]
             began = max(due, time.time())
             for wanted, reader in zip(sent, readers, strict=True):
