@@ -8,8 +8,12 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import cache
 
 from tests.servers.base import Kind, Server, Unavailable, free_port, reaper
+from tests.servers.container import ContainerServer
+from tests.servers.engine import answering, leave, own
+from tests.servers.images import image_at_hand, image_for
 from tests.servers.kafka import Kafka
 from tests.servers.process import ProcessServer
 from tests.servers.rabbitmq import RabbitMQ
@@ -85,8 +89,25 @@ def _started(kind: str) -> str:
 def _close() -> None:
     while _running:
         _running.pop().close()
+    leave()
     reaper().close()
 
 
 def _make(kind: str, options: dict[str, str]) -> Server:
-    return ProcessServer(_KINDS[kind], options)
+    """In a container if there is an engine that has the image; else here; else in a container all the same."""
+    one = _KINDS[kind]
+    if (engine := _engine()) and (image := image_at_hand(one, engine)):
+        return ContainerServer(one, options, engine, image)
+    try:
+        return ProcessServer(one, options)
+    except Unavailable as error:
+        if not one.image:
+            raise
+        try:
+            engine = engine or own()
+        except Unavailable as too:
+            raise Unavailable(f"{error}; {too}") from None
+        return ContainerServer(one, options, engine, image_for(one, engine))
+
+
+_engine = cache(answering)

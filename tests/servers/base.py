@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import socket
@@ -9,12 +10,13 @@ import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.servers.reaper import Reaper
 
-__all__ = ["CACHE", "Kind", "Server", "Unavailable", "answers", "free_port", "reaper"]
+__all__ = ["CACHE", "Kind", "Server", "Unavailable", "alone", "free_port", "reaper"]
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crawlbus-tests"
 START_TIMEOUT_S = 60.0
@@ -32,9 +34,10 @@ class Kind(ABC):
     config_name: str
     port: int  # in a container
     hello: bytes  # any client's first words
-    image: str | None = None  # the public one; none: only a local process
-    suite: str = ""  # of Debian, that has the package in this version
-    package: str = ""
+    image: str = ""  # the public one; none: only a local process
+    suite: str  # of Debian, that has the package in this version
+    package: str
+    image_changes: list[str] = []  # of an image from that package
 
     @abstractmethod
     def url(self, port: int) -> str: ...
@@ -44,8 +47,8 @@ class Kind(ABC):
         """Whether a server that is ready says this to `hello`."""
 
     @abstractmethod
-    def config(self, bind: str, port: int, directory: str, options: Mapping[str, str]) -> str:
-        """The configuration file. `options` are lines of it."""
+    def config(self, bind: str, port: int, options: Mapping[str, str]) -> str:
+        """The configuration file. `options` are lines of it; data goes to the working directory."""
 
     @abstractmethod
     def command(self, config: str) -> list[str]:
@@ -78,10 +81,19 @@ class Server(ABC):
         """Returns when it answers a client."""
         self._start()
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not answers(self.kind, self.port):
+        while not self.answers():
             if not self._is_running() or time.monotonic() > deadline:
                 raise RuntimeError(f"{self.kind.name} does not start: {self._log()[-2000:]}")
             time.sleep(0.01)
+
+    def answers(self, timeout_s: float = 1.0) -> bool:
+        """Whether it serves a client now."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s) as connection:
+                connection.sendall(self.kind.hello)
+                return self.kind.is_answer(connection.recv(64))
+        except OSError:
+            return False
 
     @abstractmethod
     def stop(self) -> None:
@@ -110,15 +122,6 @@ class Server(ABC):
 
     @abstractmethod
     def _log(self) -> str: ...
-
-
-def answers(kind: Kind, port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
-            connection.sendall(kind.hello)
-            return kind.is_answer(connection.recv(64))
-    except OSError:
-        return False
 
 
 _given: set[int] = set()
@@ -159,3 +162,12 @@ def new_directory() -> Path:
     directory = Path(tempfile.mkdtemp(prefix="crawlbus-test-"))
     reaper().add("directory", directory)
     return directory
+
+
+@contextmanager
+def alone(what: str) -> Iterator[None]:
+    """One process and thread at a time."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{what}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

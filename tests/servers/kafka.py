@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.servers.base import CACHE, Kind, Unavailable, free_port
+from tests.servers.base import CACHE, Kind, Unavailable, alone, free_port
 
 __all__ = ["Kafka", "jars"]
 
@@ -50,13 +49,13 @@ class Kafka(Kind):
     def is_answer(self, data: bytes) -> bool:
         return data[4:10] == b"\x00\x00\x00\x07\x00\x00"  # the same id, no error
 
-    def config(self, bind: str, port: int, directory: str, options: Mapping[str, str]) -> str:
+    def config(self, bind: str, port: int, options: Mapping[str, str]) -> str:
         controller = f"{bind}:{free_port()}"
         lines = dict(line.split("=", 1) for line in SETTINGS.split()) | {
             "listeners": f"PLAINTEXT://{bind}:{port},CONTROLLER://{controller}",
             "advertised.listeners": f"PLAINTEXT://{bind}:{port}",
             "controller.quorum.voters": f"1@{controller}",
-            "log.dirs": f"{directory}/data",
+            "log.dirs": "data",
         }
         return "".join(f"{key}={value}\n" for key, value in (lines | dict(options)).items())
 
@@ -68,7 +67,7 @@ class Kafka(Kind):
 
     def prepare(self, directory: str) -> None:
         command = ["kafka.tools.StorageTool", "format", "-t", "Y3Jhd2xidXMtdGVzdHMtMQ", "-c"]
-        subprocess.run([*_java(), *command, f"{directory}/{self.config_name}"], check=True, capture_output=True)
+        subprocess.run([*_java(), *command, self.config_name], cwd=directory, check=True, capture_output=True)
 
 
 def _java() -> list[str]:
@@ -85,9 +84,7 @@ def jars() -> Path:
         return directory
     if shutil.which("mvn") is None:
         raise Unavailable("Kafka's jars are not there, and mvn, which fetches them, is not installed")
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "kafka.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone("kafka"):
         if not directory.exists():
             part = directory.with_suffix(".part")
             shutil.rmtree(part, ignore_errors=True)

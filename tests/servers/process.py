@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -24,7 +25,7 @@ class ProcessServer(Server):
         super().__init__(kind)
         self.directory = new_directory()
         self._config = self.directory / kind.config_name
-        self._config.write_text(kind.config("127.0.0.1", self.port, str(self.directory), options))
+        self._config.write_text(kind.config("127.0.0.1", self.port, options))
         kind.prepare(str(self.directory))
         self._environment = os.environ | kind.local_environment(str(self.directory), self.port)
         self._process: subprocess.Popen[bytes] | None = None
@@ -63,8 +64,17 @@ class ProcessServer(Server):
         if self._process is not None:
             self._signal(signal.SIGKILL)
             self._process.wait()
+            self._wait_for_group()
             reaper().remove("group", self._process.pid)
             self._process = None
+
+    def _wait_for_group(self) -> None:
+        """A child of what we have started may die a little later, and holds the port until then."""
+        assert self._process is not None
+        with suppress(ProcessLookupError):
+            while True:
+                os.killpg(self._process.pid, 0)
+                time.sleep(0.002)
 
     def freeze(self) -> None:
         self._signal(signal.SIGSTOP)

@@ -15,6 +15,8 @@ RUN = 'epmd -address 127.0.0.1 & exec "$0"'
 
 class RabbitMQ(Kind):
     config_name, port, package = "rabbitmq.conf", 5672, "rabbitmq-server"
+    # Not the script in /usr/sbin, which does not hand on a signal.
+    image_changes = ["ENV PATH=/usr/lib/rabbitmq/bin:/usr/sbin:/usr/bin:/sbin:/bin", "USER rabbitmq"]
     hello = b"AMQP\x00\x00\x09\x01"
 
     def __init__(self, version: str, suite: str) -> None:
@@ -27,7 +29,7 @@ class RabbitMQ(Kind):
     def is_answer(self, data: bytes) -> bool:
         return data.startswith(b"\x01\x00\x00")  # the method frame Connection.Start
 
-    def config(self, bind: str, port: int, directory: str, options: Mapping[str, str]) -> str:
+    def config(self, bind: str, port: int, options: Mapping[str, str]) -> str:
         lines = {"listeners.tcp.default": f"{bind}:{port}", "loopback_users": "none", "log.console": "true"}
         return "".join(f"{key} = {value}\n" for key, value in (lines | dict(options)).items())
 

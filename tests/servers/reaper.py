@@ -6,13 +6,16 @@ by `kill -9`, and then all that is left is ended. Testcontainers' own reaper is 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+import time
+from contextlib import closing, suppress
+from pathlib import Path
 
 __all__ = ["Reaper"]
 
@@ -70,16 +73,23 @@ def _end_container(name: str) -> None:
     import docker
 
     host, _, identity = name.partition(",")
-    client = docker.from_env(environment={"DOCKER_HOST": host} if host else None)
-    client.containers.get(identity).remove(force=True, v=True)
-    client.close()
+    with closing(docker.from_env(environment={"DOCKER_HOST": host})) as client:
+        client.containers.get(identity).remove(force=True, v=True)
 
 
-def _end_engine(name: str) -> None:
-    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-    from engine import stop_unused
+def _end_engine(directory: str) -> None:
+    """Unless another process uses it, too."""
+    import docker
 
-    stop_unused(name)
+    with open(f"{directory}/users", "w") as users:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with closing(docker.from_env(environment={"DOCKER_HOST": f"unix://{directory}/socket"})) as client:
+            client.networks.prune()
+        pid_file = Path(directory, "pid")
+        os.kill(int(pid_file.read_text()), signal.SIGTERM)
+        deadline = time.monotonic() + 30
+        while pid_file.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
 
 
 ENDS = {"group": _end_group, "directory": _end_directory, "container": _end_container, "engine": _end_engine}

@@ -14,6 +14,7 @@ __all__ = ["Redis"]
 
 class Redis(Kind):
     config_name, port, package = "redis.conf", 6379, "redis-server"
+    image_changes = ["WORKDIR /data"]
     hello = b"PING\r\n"
 
     def __init__(self, version: str, suite: str) -> None:
@@ -26,9 +27,9 @@ class Redis(Kind):
     def is_answer(self, data: bytes) -> bool:
         return data.startswith((b"+PONG", b"-NOAUTH"))
 
-    def config(self, bind: str, port: int, directory: str, options: Mapping[str, str]) -> str:
-        lines = {"bind": bind, "port": port, "dir": directory, "protected-mode": "no", "save": '""'}
-        lines |= {"appendonly": "yes", "appendfsync": "everysec"} | options
+    def config(self, bind: str, port: int, options: Mapping[str, str]) -> str:
+        lines = {"bind": bind, "port": str(port), "protected-mode": "no", "save": '""'}
+        lines |= {"appendonly": "yes", "appendfsync": "everysec"} | dict(options)
         return "".join(f"{key} {value}\n" for key, value in lines.items())
 
     def command(self, config: str) -> list[str]:
