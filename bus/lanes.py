@@ -100,32 +100,25 @@ class LaneReader:
             if share:
                 await self._take(lane, share)
 
-    async def _take(self, lane: _Lane, share: int) -> None:
-        self._add(lane, await lane.subscription.receive(max_messages=share, timeout_s=0))
-
-    async def _wait(self, room: int, timeout_s: float) -> None:
-        """All lanes at once, until the first has something; the others are cancelled, which loses nothing."""
-        receives = [
-            asyncio.ensure_future(lane.subscription.receive(max_messages=room, timeout_s=timeout_s))
-            for lane in self._lanes
-        ]
-        try:
-            await asyncio.wait(receives, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for receive in receives:
-                receive.cancel()
-            results = await asyncio.gather(*receives, return_exceptions=True)
-            for lane, result in zip(self._lanes, results, strict=True):
-                if not isinstance(result, BaseException):
-                    self._add(lane, result)
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
-
-    def _add(self, lane: _Lane, deliveries: Sequence[Delivery]) -> None:
+    async def _take(self, lane: _Lane, share: int, timeout_s: float = 0.0) -> None:
+        deliveries = await lane.subscription.receive(max_messages=share, timeout_s=timeout_s)
         lane.busy = bool(deliveries)
         lane.spent += len(deliveries) / lane.weight
         self._arrived.extend(deliveries)
+
+    async def _wait(self, room: int, timeout_s: float) -> None:
+        """All lanes at once, until the first has something; the others are cancelled, which loses nothing."""
+        # each keeps what it gets by itself: this may be cancelled at any await, also while it waits for the cancelled
+        takes = [asyncio.ensure_future(self._take(lane, room, timeout_s)) for lane in self._lanes]
+        try:
+            await asyncio.wait(takes, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for take in takes:
+                take.cancel()
+            results = await asyncio.gather(*takes, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
 
 
 def _shares(lanes: Sequence[_Lane], room: int) -> list[tuple[_Lane, int]]:

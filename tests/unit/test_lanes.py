@@ -141,3 +141,25 @@ def test_a_lane_that_cannot_be_opened_closes_the_others() -> None:
         assert [bus.lanes[lane].closed for lane in LANES] == [True, True, False]
 
     asyncio.run(play())
+
+
+@pytest.mark.parametrize("steps", range(12))
+def test_what_a_lane_gave_is_kept_whenever_the_receive_is_cancelled(steps: int) -> None:
+    async def check() -> None:
+        bus = Bus(0)
+        reader = await opened(bus)
+        receive = asyncio.create_task(reader.receive(max_messages=3, timeout_s=0.001))
+        await asyncio.sleep(0.0005)
+        bus.lanes["high"].full = 1  # it gives it when its wait is over
+        while bus.lanes["high"].full:
+            await asyncio.sleep(0)
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        receive.cancel()
+        try:
+            got = await receive
+        except asyncio.CancelledError:
+            got = await reader.receive(max_messages=3, timeout_s=0)
+        assert len(got) == 1
+
+    asyncio.run(check())
