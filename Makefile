@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint docs bench soak clean system-packages
+.PHONY: help demo test lint docs bench soak servers clean system-packages
 
 help:
 	@echo "make demo    crawl a local shop, no server needed"
@@ -13,12 +13,15 @@ help:
 	@echo "make bench   what a page costs, beside plain Scrapy"
 	@echo "make soak    every test in full, for hours"
 	@echo "make docs    write the generated tables anew"
+	@echo "make servers RabbitMQ, Kafka and Redis, until Ctrl-C"
 	@echo "make clean   remove .venv and caches"
 
 demo: $(VENV)/installed
 	$(BIN)/crawlbus demo
 
-test: system-packages lint
+# What the servers need is fetched and built beside the lint.
+test: system-packages $(VENV)/installed-dev
+	@$(BIN)/python -m tests.servers prepare & $(MAKE) --no-print-directory lint; result=$$?; wait; exit $$result
 	$(BIN)/python -m pytest $(PYTEST)
 
 lint: $(VENV)/installed-dev
@@ -37,6 +40,9 @@ bench: $(VENV)/installed-dev
 soak: system-packages $(VENV)/installed-dev
 	$(BIN)/python -m tests.soak
 	CRAWLBUS_SOAK=1 $(BIN)/python -m pytest --timeout 0 $(PYTEST)
+
+servers: system-packages $(VENV)/installed-dev
+	$(BIN)/python -m tests.servers
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

@@ -19,7 +19,7 @@ from tests.servers.process import ProcessServer
 from tests.servers.rabbitmq import RabbitMQ
 from tests.servers.redis import Redis
 
-__all__ = ["KINDS", "Server", "Unavailable", "free_port", "kinds", "server", "shared_url"]
+__all__ = ["KINDS", "Server", "Unavailable", "free_port", "kinds", "prepare", "server", "shared_url", "variable"]
 
 _KINDS: dict[str, Kind] = {
     kind.name: kind
@@ -71,11 +71,19 @@ def shared_url(kind: str) -> str:
     return future.result()
 
 
+def prepare(kind: str) -> None:
+    """Fetch and build what it needs, where it is not there yet. Raises `Unavailable`."""
+    if not _from_environment(kind):
+        _make(kind, {}).close()
+
+
+def variable(kind: str) -> str:
+    """`CRAWLBUS_TEST_REDIS_8_URL`; `CRAWLBUS_TEST_REDIS_URL` stands for all versions that have none."""
+    return f"CRAWLBUS_TEST_{kind.upper().replace('-', '_').replace('.', '')}_URL"
+
+
 def _from_environment(kind: str) -> str | None:
-    """`CRAWLBUS_TEST_REDIS_8_URL`, or `CRAWLBUS_TEST_REDIS_URL` for every version."""
-    name, _, version = kind.upper().partition("-")
-    of_version = os.environ.get(f"CRAWLBUS_TEST_{name}_{version.replace('.', '')}_URL")
-    return of_version or os.environ.get(f"CRAWLBUS_TEST_{name}_URL")
+    return os.environ.get(variable(kind)) or os.environ.get(variable(kind.partition("-")[0]))
 
 
 def _started(kind: str) -> str:
