@@ -175,7 +175,7 @@ class Fleet:
 
     def __init__(self, directory: Path, place: Place, target: list[str], workers: int) -> None:
         project(directory, SPIDER, SETTINGS)
-        self._directory, self.place, self._workers = directory, place, workers
+        self.directory, self.place, self._workers = directory, place, workers
         self._command = [
             sys.executable, "-P", "-m", "bus.cli", "crawl", *target, *place.arguments,
             "--sink", "sqlite:///items.db", "--workers", str(workers),
@@ -184,8 +184,8 @@ class Fleet:
         self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        env = environment({"KILL_TEST": str(self._directory)})
-        return subprocess.Popen(self._command, cwd=self._directory, env=env, stdout=self._log, stderr=self._log)
+        env = environment({"KILL_TEST": str(self.directory)})
+        return subprocess.Popen(self._command, cwd=self.directory, env=env, stdout=self._log, stderr=self._log)
 
     async def kill(self, site: PacedSite, kills: int, rng: random.Random, timeout_s: float) -> int:
         """Kill one process after another; returns how many."""
@@ -213,13 +213,13 @@ class Fleet:
 
     def victims(self, word: str = "bus.cli") -> list[int]:
         """The children whose command has this word; of a single worker the command itself, too."""
-        found = [pid for pid in pids_of(f"KILL_TEST={self._directory}") if word in command_of(pid)]
+        found = [pid for pid in pids_of(f"KILL_TEST={self.directory}") if word in command_of(pid)]
         return [pid for pid in found if pid != self._process.pid or self._workers == 1]
 
     @property
     def log(self) -> str:
         """All it has said so far."""
-        return (self._directory / "log").read_text(errors="replace")
+        return (self.directory / "log").read_text(errors="replace")
 
     def ends_well(self, timeout_s: float) -> None:
         """It ends by itself; the job is finished, and nothing of it is dead or unaccounted."""
