@@ -16,7 +16,7 @@ _AWAY = re.compile(r"\b(LOADING|BUSY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|UNKILLABLE|
 _FULL = re.compile(r"\bOOM\b")
 _MISCONF = re.compile(r"\bMISCONF\b")
 _READONLY = re.compile(r"\bREADONLY\b|read only replica|NOREPLICAS")
-_RIGHTS = re.compile(r"\bNOPERM\b|has no permissions|can't access at least one of the keys")
+_RIGHTS = re.compile(r"\bNOPERM\b|has no permissions|can't (run this command|access at least one)")
 _DATABASE = re.compile(r"DB index is out of range|invalid DB index", re.IGNORECASE)
 
 
@@ -55,7 +55,12 @@ def translate(error: Exception, address: Address) -> BusError:
         return Misconfigured(f"{where}: {cause.verify_message}: name its authority with ?ca=FILE")
     if isinstance(error, (exceptions.ConnectionError, exceptions.TimeoutError, OSError)) or _AWAY.search(text):
         return ConnectionLost(f"{where}: {_reason(error)}")
-    return TransportError(f"{where}: {error}")
+    return TransportError(f"{where}: {_said(error)}")
+
+
+def _said(error: Exception) -> str:
+    """Without the place in a script that Redis adds."""
+    return str(error).partition(" script: ")[0].rstrip(".")
 
 
 def _root(error: BaseException) -> BaseException:

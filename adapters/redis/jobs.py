@@ -46,12 +46,12 @@ def known(name: str, reply: Sequence[Any]) -> Known:
 
 
 def report_row(report: WorkerReport) -> str:
-    return json.dumps([report.in_flight, report.ready, dict(report.counters)])
+    _, *fields = report._replace(counters=dict(report.counters))
+    return json.dumps(fields)
 
 
 def _report(worker: str, row: str) -> WorkerReport:
-    in_flight, ready, counters = json.loads(row)
-    return WorkerReport(worker, in_flight, ready, counters)
+    return WorkerReport(worker, *json.loads(row))
 
 
 def _live(leases: Mapping[str, str], now: float) -> tuple[set[str], frozenset[str]]:

@@ -20,7 +20,7 @@ from bus.state import LEASE_S, Arrival, Attempt, Job, JobState, JobStatus, Verdi
 
 __all__ = ["RedisState"]
 
-CHUNK = 1000  # pages of one script, where the contract does not ask for one atomic call
+CHUNK = 500  # pages of one script, where the contract does not ask for one atomic call
 INTSET_LOAD = 200, 512  # mean load of a bucket, and the members of the largest intset it is meant for
 VERDICTS = {
     "F": Verdict.FETCH,

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-
 import pytest
+import redis
 
 from adapters.redis.state import RedisState
 from bus.clock import Clock
 from bus.testing.state import SharedStateConformance
+from tests.servers import kinds
 
-URLS = os.environ.get("CRAWLBUS_TEST_REDIS_URL", "redis://127.0.0.1:17079/5 redis://127.0.0.1:17080/5").split()
 
-
-@pytest.mark.parametrize("url", URLS)
+@pytest.mark.parametrize("server_url", kinds("redis"), indirect=True)
 class TestRedisState(SharedStateConformance):
     @pytest.fixture(autouse=True)
-    def _store(self, url: str) -> Iterator[None]:
-        self.url = url
-        import redis
-        with redis.Redis.from_url(url) as r:
-            r.flushdb()
-        yield
+    def _store(self, server_url: str) -> None:
+        self.url = server_url.rpartition("/")[0] + "/9"
+        with redis.Redis.from_url(self.url) as client:
+            client.flushdb()
 
     async def connect(self, clock: Clock | None = None) -> RedisState:
         return await RedisState.connect(self.url, clock=clock)

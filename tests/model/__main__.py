@@ -6,7 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from tests.model.stores import Driver, MemoryDriver, SqliteDriver, Store
+from tests.model.stores import Driver, MemoryDriver, RedisDriver, SqliteDriver, Store
 from tests.model.table import LARGE, MUTANTS, PROTOCOL, Row
 
 
@@ -28,10 +28,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--large", action="store_true", help="the large settings, too: some minutes")
     parser.add_argument("--sqlite", action="store_true", help="every call on sqlite instead of memory")
+    parser.add_argument("--redis", metavar="URL", help="every call on Redis, in a database that may be emptied")
     parser.add_argument("--trace", action="store_true", help="a shortest trace of each counterexample")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        driver: Driver = SqliteDriver(Path(directory, "model.db")) if args.sqlite else MemoryDriver()
+        driver: Driver = MemoryDriver()
+        if args.redis:
+            driver = RedisDriver(args.redis)
+        elif args.sqlite:
+            driver = SqliteDriver(Path(directory, "model.db"))
         store = Store(driver)
         good = True
         for title, rows in (("the protocol", PROTOCOL + LARGE * args.large), ("a rule left out", MUTANTS)):

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import struct
 from collections.abc import Coroutine
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import redis
+
 from adapters.memory.state import Lease, MemoryState, Run
 from adapters.memory.state import Store as MemoryStore
+from adapters.redis.leases import this_holder
+from adapters.redis.state import RedisState
 from adapters.sqlite.database import Database
-from bus.process import this_process
 from adapters.sqlite.state import SqliteState
 from bus.frontier import Begun
+from bus.process import this_process
 from bus.state import LEASE_S, Job, JobState, State
 from bus.testing.clock import FakeClock
 
@@ -168,6 +173,82 @@ class SqliteDriver:
         self.run(self.state.aclose())
         self.run(self._database.aclose())
         self._runner.close()
+
+
+class RedisDriver:
+    """In a database of its own, which it empties. One bucket a page, so that every new page splits one."""
+
+    RECORD = f"{{crawlbus:{JOB}}}"
+
+    def __init__(self, url: str) -> None:
+        self._runner = asyncio.Runner()
+        self._client = redis.Redis.from_url(url, decode_responses=True)
+        self._client.flushdb()
+        self.state: RedisState = self.run(RedisState.connect(url, clock=FakeClock(0.0)))
+        self._server = self._client.info("server")["run_id"]
+
+    def load(self, s: Snapshot) -> None:
+        record = {
+            "run": s.run, "listed": 1, "spider": "spider", "created_at": 0, "state": s.state.value,
+            "server": self._server, "start_ended": int(s.start_ended), "suspect": int(s.suspect), "unaccounted": 0, "buckets": 1, "load": 1,
+            "open": s.open, "seen": len(s.pages), "begun": len(s.begun),
+        }  # fmt: skip
+        begun = {_member(page): f"{b.attempt} {b.starts} {b.message}" for page, b in s.begun}
+        leases = {name: f"{LEASE_S}\n{this_holder()}\n{owner}" for name, owner in s.leases}
+        prefix = f"{self.RECORD}:{s.run}:"
+        with self._client.pipeline(transaction=False) as pipe:
+            pipe.delete(*self._client.keys("{*"), self.RECORD)
+            pipe.hset(self.RECORD, mapping=record)
+            for name, fields in (("begun", begun), ("leases", leases)):
+                if fields:
+                    pipe.hset(prefix + name, mapping=fields)
+            for name, pages in (("s0", s.seen), ("o0", s.are_open)):
+                if pages:
+                    pipe.sadd(prefix + name, *map(_member, pages))
+            pipe.execute()
+
+    def dump(self) -> Snapshot:
+        record = self._client.hgetall(self.RECORD)
+        prefix, buckets = f"{self.RECORD}:{record['run']}:", range(int(record["buckets"]))
+        with self._client.pipeline(transaction=False) as pipe:
+            for name in "so":
+                pipe.sunion([f"{prefix}{name}{bucket}" for bucket in buckets])
+            pipe.hgetall(prefix + "begun")
+            pipe.hgetall(prefix + "leases")
+            seen, are_open, begun, leases = pipe.execute()
+        assert len(seen) == int(record["seen"]) and are_open <= seen
+        assert len(begun) == int(record["begun"])
+        return Snapshot(
+            int(record["run"]),
+            JobState(record["state"]),
+            record["start_ended"] == "1",
+            record["suspect"] == "1",
+            int(record["open"]),
+            frozenset((_page(member), member in are_open) for member in seen),
+            frozenset((_page(member), _begun(entry)) for member, entry in begun.items()),
+            frozenset((name, lease.split("\n", 2)[2]) for name, lease in leases.items()),
+        )
+
+    def run(self, call: Coroutine[Any, Any, Any]) -> Any:
+        return self._runner.run(call)
+
+    def close(self) -> None:
+        self.run(self.state.aclose())
+        self._client.close()
+        self._runner.close()
+
+
+def _member(page: bytes) -> str:
+    return str(struct.unpack(">q", page[:8])[0])
+
+
+def _page(member: str) -> bytes:
+    return struct.pack(">q", int(member)).ljust(16, b".")
+
+
+def _begun(entry: str) -> Begun:
+    attempt, starts, message = entry.split(" ", 2)
+    return Begun(message, int(attempt), int(starts))
 
 
 class Do(Protocol):

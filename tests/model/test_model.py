@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.model.stores import MemoryDriver, SqliteDriver, Store
+from tests.model.stores import MemoryDriver, RedisDriver, SqliteDriver, Store
 from tests.model.table import MUTANTS, PROTOCOL, Row
+from tests.servers import shared_url
+
+ON_SQLITE = [row for row in PROTOCOL if row.sqlite]
+ON_REDIS = [row for row in PROTOCOL if row.redis]
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +30,13 @@ def sqlite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 
 
 @pytest.fixture(scope="module")
+def redis() -> Iterator[Store]:
+    driver = RedisDriver(shared_url("redis-7").rpartition("/")[0] + "/10")
+    yield Store(driver)
+    driver.close()
+
+
+@pytest.fixture(scope="module")
 def states() -> dict[str, int]:
     """How many states a setting has with the memory state."""
     return {}
@@ -38,9 +49,16 @@ def test_the_protocol_holds(memory: Store, states: dict[str, int], row: Row) -> 
     states[row.text] = finding.states
 
 
-@pytest.mark.parametrize("row", [row for row in PROTOCOL if row.sqlite], ids=lambda row: row.text)
+@pytest.mark.parametrize("row", ON_SQLITE, ids=lambda row: row.text)
 def test_sqlite_does_what_memory_does(memory: Store, sqlite: Store, states: dict[str, int], row: Row) -> None:
     finding = row.run(sqlite)
+    assert finding.broken == {}
+    assert finding.states == (states.get(row.text) or row.run(memory).states)
+
+
+@pytest.mark.parametrize("row", ON_REDIS, ids=lambda row: row.text)
+def test_redis_does_what_memory_does(memory: Store, redis: Store, states: dict[str, int], row: Row) -> None:
+    finding = row.run(redis)
     assert finding.broken == {}
     assert finding.states == (states.get(row.text) or row.run(memory).states)
 
