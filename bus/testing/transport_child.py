@@ -15,6 +15,7 @@ from typing import Any
 from bus.errors import StaleDelivery
 from bus.message import Delivery, Message, new_id
 from bus.testing.transport_scene import PATIENCE_S, Bus, ids
+from bus.topic import Kind, Topic
 
 __all__ = [
     "Child",
@@ -45,7 +46,10 @@ class Pipe:
         while not self._connection.poll():
             assert time.monotonic() < deadline, "the other process says nothing"
             await asyncio.sleep(0.005)
-        return self._connection.recv()
+        try:
+            return self._connection.recv()
+        except (EOFError, ConnectionResetError):
+            raise AssertionError("the other process has failed, and said on its stderr why") from None
 
 
 class Child(Pipe):
@@ -115,6 +119,7 @@ async def hold_three(suite: Bus, topic: str, pipe: Pipe, *, member: str = "") ->
 async def hold_all(suite: Bus, topic: str, pipe: Pipe, *, member: str = "") -> None:
     """Take what comes, ack nothing, and tell it."""
     transport = await suite.connect()
+    await transport.declare(Topic(topic, Kind.QUEUE))  # so that it forwards what its bands let go
     reader = await transport.subscribe(topic, prefetch=1000, member=member)
     while True:
         if some := await reader.receive(max_messages=100, timeout_s=1):

@@ -1,0 +1,1 @@
+"""Apache Kafka 4: the bus of `kafka://` and `kafka+ssl://`."""

@@ -1,0 +1,175 @@
+"""Topics as Kafka keeps them: how many partitions and replicas, how long, and which kind.
+
+A QUEUE has `retention.ms=-1` of its own: its records go when they are done. Whatever has anything else is a LOG, so
+that no work is ever put where Kafka would drop it for its age; a LOG without a retention has the largest number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from aiokafka.errors import KafkaError, LeaderNotAvailableError
+from aiokafka.protocol.admin import AlterConfigsRequest, CreateTopicsRequest, DescribeConfigsRequest
+
+from adapters.kafka.cluster import ASK_S, Cluster, raise_for
+from adapters.kafka.errors import said
+from bus.errors import BusError, Misconfigured
+from bus.topic import Kind, Topic
+
+__all__ = ["MESSAGE_BYTES", "Place", "declare", "find", "partition_of"]
+
+QUEUE_PARTITIONS = 16
+REPLICAS = 3
+MESSAGE_BYTES = 9 * 1024 * 1024  # a body of 8 MiB, and its headers
+SEGMENT_BYTES = 16 * 1024 * 1024  # of a QUEUE: the last segment of a partition stays, done or not
+FOR_EVER_MS = 2**63 - 1
+TOPIC = 2  # the number of topics among the kinds of resources
+OF_TOPIC = 1  # where a value of the configuration comes from, besides the broker and the defaults
+EXISTS, NO_REPLICAS = 36, 38
+
+
+class Place(NamedTuple):
+    """A topic that is there."""
+
+    topic: Topic
+    partitions: int
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """The first 8 bytes of BLAKE2b modulo the number, so that every client agrees; without a key the first one."""
+    if not key or partitions == 1:
+        return 0
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") % partitions
+
+
+async def declare(cluster: Cluster, topics: Iterable[Topic]) -> list[Place]:
+    """Create what is missing. Raises `Misconfigured` where one is of the other kind, or can keep nothing."""
+    wanted = {topic.name: topic for topic in topics}
+    there = await cluster.metadata(wanted)
+    missing = [wanted[found["topic"]] for found in there["topics"] if found["error_code"] == 3]
+    if missing:
+        await _create(cluster, missing, live=len(there["brokers"]))
+    places = await _look(cluster, wanted)
+    for place in places:
+        topic = wanted[place.topic.name]
+        if place.topic.kind is not topic.kind:
+            raise Misconfigured(
+                f"topic {topic.name!r} is a {place.topic.kind.name} (retention.ms "
+                f"{'=' if place.topic.kind is Kind.QUEUE else '<>'} -1) and cannot be a {topic.kind.name}, too: "
+                "choose another ?prefix= on the bus URL"
+            )
+        if topic.kind is Kind.LOG and topic.retention_s not in (None, place.topic.retention_s):
+            await _keep(cluster, topic)
+    return [Place(wanted[place.topic.name], place.partitions) for place in places]
+
+
+async def find(cluster: Cluster, name: str) -> Place:
+    """Raises `BusError` where it is not there."""
+    (found,) = (await cluster.metadata([name]))["topics"]
+    if found["error_code"] == 3:
+        raise BusError(f"topic {name!r} was not declared")
+    (place,) = await _look(cluster, [name])
+    return place
+
+
+async def _create(cluster: Cluster, topics: list[Topic], live: int) -> None:
+    replicas = min(REPLICAS, live)
+    wanted: list[Any] = [
+        (topic.name, _partitions(topic), replicas, [], list(_config(topic, replicas).items())) for topic in topics
+    ]
+    answer = await cluster.ask(CreateTopicsRequest(wanted, int(ASK_S * 1000), False), "create topics")
+    for name, code, *_ in answer.topic_errors:
+        if code == NO_REPLICAS:
+            raise Misconfigured(
+                f"Kafka has too few brokers for {replicas} replicas of topic {name!r}: start the others"
+            )
+        if code not in (0, EXISTS):
+            try:
+                raise_for(code, name)
+            except KafkaError as error:
+                raise said(error, f"create topic {name!r}") from None
+
+
+def _partitions(topic: Topic) -> int:
+    return QUEUE_PARTITIONS if topic.kind is Kind.QUEUE and topic.hold_s is None else 1
+
+
+def _config(topic: Topic, replicas: int) -> dict[str, str]:
+    config = {
+        "retention.ms": _retention_ms(topic),
+        "retention.bytes": "-1",
+        "cleanup.policy": "delete",
+        "max.message.bytes": str(MESSAGE_BYTES),
+        "min.insync.replicas": "2" if replicas >= REPLICAS else "1",
+    }
+    if topic.kind is Kind.QUEUE:
+        config["segment.bytes"] = str(SEGMENT_BYTES)
+    return config
+
+
+def _retention_ms(topic: Topic) -> str:
+    if topic.kind is Kind.QUEUE:
+        return "-1"
+    return str(FOR_EVER_MS if topic.retention_s is None else int(topic.retention_s * 1000))
+
+
+async def _look(cluster: Cluster, names: Iterable[str]) -> list[Place]:
+    """Once all have leaders, what they are."""
+    names = list(names)
+
+    async def with_leaders() -> Any:
+        found = (await cluster.metadata(names))["topics"]
+        for topic in found:
+            raise_for(topic["error_code"], topic["topic"])
+            if any(partition["leader"] < 0 for partition in topic["partitions"]):
+                raise LeaderNotAvailableError(topic["topic"])
+        return found
+
+    found = await cluster.settled(with_leaders, f"read topic {names[0]!r}")
+    configs = await _configs(cluster, names)
+    places = []
+    for topic in found:
+        name, config = topic["topic"], {key: value for key, (value, _) in configs[topic["topic"]].items()}
+        needed = int(config.get("min.insync.replicas", 1))
+        for partition in topic["partitions"]:
+            if len(partition["replicas"]) < needed:
+                raise Misconfigured(
+                    f"topic {name!r} has {len(partition['replicas'])} replicas and min.insync.replicas={needed}, so "
+                    "that Kafka takes no message for it: add replicas, or lower min.insync.replicas"
+                )
+        kept_ms = int(config["retention.ms"])
+        if kept_ms == -1:
+            kind = Topic(name, Kind.QUEUE)
+        else:
+            kind = Topic(name, Kind.LOG, None if kept_ms == FOR_EVER_MS else kept_ms / 1000)
+        places.append(Place(kind, len(topic["partitions"])))
+    return places
+
+
+async def _configs(cluster: Cluster, names: list[str]) -> dict[str, dict[str, tuple[str, int]]]:
+    """Of each topic, each value and where it comes from."""
+    request = DescribeConfigsRequest([(TOPIC, name, None) for name in names])
+
+    async def ask() -> Any:
+        answer = await cluster.ask(request, "read the configuration of topics")
+        for code, _, _, name, _ in answer.resources:
+            raise_for(code, name)
+        return answer
+
+    answer = await cluster.settled(ask, "read the configuration of topics")
+    return {name: {entry[0]: (entry[1], entry[3]) for entry in entries} for _, _, _, name, entries in answer.resources}
+
+
+async def _keep(cluster: Cluster, topic: Topic) -> None:
+    """Change the retention, and nothing else: the request names all that the topic has of its own."""
+    configs = await _configs(cluster, [topic.name])
+    own = {key: value for key, (value, source) in configs[topic.name].items() if source == OF_TOPIC}
+    own["retention.ms"] = _retention_ms(topic)
+    answer = await cluster.ask(AlterConfigsRequest([(TOPIC, topic.name, list(own.items()))]), "change a topic")
+    for code, *_ in answer.resources:
+        try:
+            raise_for(code, topic.name)
+        except KafkaError as error:
+            raise said(error, f"change the retention of topic {topic.name!r}") from None
