@@ -105,6 +105,7 @@ class LogSubscription(Reader):
         self._next: int | None = None  # the offset to hand out next, where it is known
         self._since: float | None = None  # what was published before is passed over
         self._held: deque[tuple[int, int]] = deque()  # offset and delivery tag of what uses credit up
+        self._given: deque[int] = deque()  # offsets that are handed out, and not acked
         self._done = 0
         self._expired: PositionExpired | None = None
 
@@ -125,6 +126,9 @@ class LogSubscription(Reader):
         if self._group and done > self._done:
             await self._logs.commit(self._name, self._group, done)
             self._done = max(self._done, done)
+        while self._given and self._given[0] < done:
+            self._given.popleft()
+        self._wake()  # a `receive` may wait for room
         await self._credit(done)
 
     async def seek(self, to: Seek) -> None:
@@ -149,6 +153,7 @@ class LogSubscription(Reader):
                     raise bounds.expired(position)
                 at = position.offset
         self._from, self._next, self._since = at, at if isinstance(at, int) else None, since
+        self._given.clear()
         self._expired = None
 
     def _arguments(self) -> dict[str, Any]:
@@ -162,30 +167,38 @@ class LogSubscription(Reader):
                 await message.channel.basic_ack(tag, wait=False)
                 return
             self._since = None
+        if self._next is not None and offset < self._next:
+            await message.channel.basic_ack(tag, wait=False)
+            return
         self._held.append((offset, tag))
         self._arrived.append(Delivery(sent, self._name, 0, offset, None))
 
     async def _take(self, max_messages: int) -> Sequence[Delivery]:
-        """Without a wait between taking and giving, so that a `receive` that is cancelled loses nothing."""
+        """What is there without a gap, as far as `prefetch` allows: RabbitMQ 3 sends a chunk to its end, whatever the
+        credit. Nothing is awaited between taking and giving, so that a `receive` that is cancelled loses nothing."""
         if self._expired is not None:
             raise self._expired
-        first = self._arrived[0].offset
-        if self._next is not None and first > self._next:
-            await self._check_gap(self._next)
-            if not self._arrived or self._arrived[0].offset != first:
-                return ()  # attached anew meanwhile
-        taken = [self._arrived.popleft()]
-        while self._arrived and len(taken) < max_messages and self._arrived[0].offset == taken[-1].offset + 1:
+        room = min(max_messages, self._prefetch - len(self._given))
+        if room <= 0:
+            return ()
+        while self._arrived and self._next is not None and self._arrived[0].offset > self._next:
+            await self._check_gap(self._next, self._arrived[0].offset)
+        taken: list[Delivery] = []
+        while self._arrived and len(taken) < room and self._next in (None, self._arrived[0].offset):
             taken.append(self._arrived.popleft())
-        self._from = self._next = taken[-1].offset + 1
+            self._from = self._next = taken[-1].offset + 1
+        self._given.extend(delivery.offset for delivery in taken)
         return taken
 
-    async def _check_gap(self, asked: int) -> None:
+    async def _check_gap(self, asked: int, found: int) -> None:
         """Left out where a segment begins, or trimmed before we came?"""
         bounds = await self._logs.bounds(self._name)
+        if asked != self._next:
+            return
         if bounds.first > asked:
             self._expired = bounds.expired(Position(0, asked))
             raise self._expired
+        self._next = found
 
     async def _credit(self, done: int) -> None:
         life, channel = self._life, self._channel

@@ -89,11 +89,13 @@ class QueueSubscription(Reader):
 
 
 async def _send(channel: Channel, mark: Watermark, tags: Sequence[int]) -> None:
-    """One ack for all below the first that is not done, and one for each above it."""
-    before = mark.next
+    """One ack for all below the first that is not done, and one for each above it.
+
+    The tag of an ack of many must itself be one that the broker still waits for.
+    """
     fresh = [tag for tag in dict.fromkeys(tags) if mark.close(tag)]
-    if mark.next > before:
-        await channel.basic_ack(mark.next - 1, multiple=True, wait=False)
+    if below := [tag for tag in fresh if tag < mark.next]:
+        await channel.basic_ack(max(below), multiple=len(below) > 1, wait=False)
     for tag in fresh:
         if tag >= mark.next:
             await channel.basic_ack(tag, wait=False)
