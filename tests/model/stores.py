@@ -190,8 +190,8 @@ class RedisDriver:
     def load(self, s: Snapshot) -> None:
         record = {
             "run": s.run, "listed": 1, "spider": "spider", "created_at": 0, "state": s.state.value,
-            "server": self._server, "start_ended": int(s.start_ended), "suspect": int(s.suspect), "unaccounted": 0, "buckets": 1, "load": 1,
-            "open": s.open, "seen": len(s.pages), "begun": len(s.begun),
+            "server": self._server, "start_ended": int(s.start_ended), "suspect": int(s.suspect),
+            "unaccounted": 0, "buckets": 1, "load": 1, "open": s.open, "seen": len(s.pages), "begun": len(s.begun),
         }  # fmt: skip
         begun = {_member(page): f"{b.attempt} {b.starts} {b.message}" for page, b in s.begun}
         leases = {name: f"{LEASE_S}\n{this_holder()}\n{owner}" for name, owner in s.leases}
