@@ -50,14 +50,17 @@ class Subscription(Protocol):
     async def receive(self, *, max_messages: int, timeout_s: float) -> Sequence[Delivery]:
         """At most `max_messages`, as soon as there is one; empty after `timeout_s`.
 
-        Never more than `prefetch` unacknowledged. Cancelling loses nothing. Publish order on first delivery.
+        Never more than `prefetch` unacknowledged. Cancelling loses nothing. What has one key comes in publish order
+        on first delivery; of different keys nothing is promised, as they may be in different partitions.
         """
         ...
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         """Done: not delivered again to this group. Any number, repeating is harmless.
 
-        QUEUE: in any order. LOG: all up to and including the furthest of each partition are done.
+        QUEUE: in any order; with `Acks.PREFIX`, once the reader has ended, what it acked behind a gap may come again,
+        and after a kill what it acked in the last second or so. LOG: all up to and including the furthest of each
+        partition are done. An ack that goes down with its connection may be lost.
         Where some are stale, the others are acked, then `StaleDelivery` names the stale ones.
         """
         ...
