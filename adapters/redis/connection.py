@@ -23,10 +23,11 @@ from adapters.redis.errors import Refused, translate
 from bus.capabilities import Durability
 from bus.errors import BusError, Closed, ConnectionLost, Misconfigured
 
-__all__ = ["Command", "Line", "Script", "Server"]
+__all__ = ["CONNECT_S", "Command", "Line", "Script", "Server", "open_connection"]
 
 Command: TypeAlias = tuple[str | bytes | int | float, ...]
 Locate: TypeAlias = Callable[[], Awaitable[Host]]
+Greet: TypeAlias = Callable[[Connection], Awaitable[None]]
 
 CONNECT_S = 2.0
 CALL_S = 5.0
@@ -72,8 +73,7 @@ class Line:
         first refusal is raised. `timeout_s=None` is for blocked reads: it waits as long as the server does."""
         replies = await self._exchange(commands, timeout_s)
         for reply in replies:
-            if isinstance(reply, ResponseError):
-                raise translate(reply, self._server.address)
+            await self._raise(reply)
         return replies
 
     async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[str | bytes | int] = ()) -> Any:
@@ -81,8 +81,7 @@ class Line:
         (reply,) = await self._exchange((script.by_name(keys, arguments),), CALL_S)
         if isinstance(reply, NoScriptError):
             (reply,) = await self._exchange((script.in_full(keys, arguments),), CALL_S)
-        if isinstance(reply, ResponseError):
-            raise translate(reply, self._server.address)
+        await self._raise(reply)
         return reply
 
     async def aclose(self) -> None:
@@ -93,6 +92,13 @@ class Line:
                 await connection.disconnect(nowait=True)
             except (RedisError, OSError):
                 pass
+
+    async def _raise(self, reply: Any) -> None:
+        if isinstance(reply, ResponseError):
+            error = translate(reply, self._server.address)
+            if isinstance(error, ConnectionLost):  # a master that has become a replica: the next one may be elsewhere
+                await self.aclose()
+            raise error
 
     async def _exchange(self, commands: Sequence[Command], timeout_s: float | None) -> list[Any]:
         """Replies; those that are errors as values. Whatever else happens, the connection is not used again."""
@@ -115,6 +121,30 @@ class Line:
             await self.aclose()  # nothing was asked: it has been closed from the other side
         self._connection = await self._server.connect_line()
         return self._connection
+
+
+async def open_connection(address: Address, host: Host, greet: Greet | None = None) -> Connection:
+    """Raises redis-py's errors. `greet` logs in, and may refuse the server."""
+    options: dict[str, Any] = {
+        "host": host.name,
+        "port": host.port,
+        "db": address.db,
+        "username": address.username,
+        "password": address.password,
+        "protocol": 2,
+        "socket_timeout": None,
+        "socket_connect_timeout": CONNECT_S,
+        "health_check_interval": IDLE_S,
+        "retry": Retry(NoBackoff(), 0),
+        "redis_connect_func": greet,
+    }
+    connection = Connection(**options) if address.tls is None else SSLConnection(**options, **address.tls)
+    try:
+        await connection.connect()  # type: ignore[no-untyped-call]
+    except BaseException:
+        await connection.disconnect(nowait=True)
+        raise
+    return connection
 
 
 async def _reply(connection: Connection) -> Any:
@@ -205,35 +235,15 @@ class Server:
         """A new connection to a server that will do. Raises redis-py's errors, and `Refused`."""
         if self._closed:
             raise Refused(Closed(f"this connection to {self.address} is closed"))
-        address = self.address
-        host = await self._locate() if self._locate else address.hosts[0]
-        options: dict[str, Any] = {
-            "host": host.name,
-            "port": host.port,
-            "db": address.db,
-            "username": address.username,
-            "password": address.password,
-            "protocol": 2,
-            "socket_timeout": None,
-            "socket_connect_timeout": CONNECT_S,
-            "health_check_interval": IDLE_S,
-            "retry": Retry(NoBackoff(), 0),
-            "redis_connect_func": self._greet,
-        }
-        connection = Connection(**options) if address.tls is None else SSLConnection(**options, **address.tls)
-        try:
-            await connection.connect()  # type: ignore[no-untyped-call]
-        except BaseException:
-            await connection.disconnect(nowait=True)
-            raise
-        return connection
+        host = await self._locate() if self._locate else self.address.hosts[0]
+        return await open_connection(self.address, host, self._greet)
 
     async def _greet(self, connection: Connection) -> None:
         """Log in, and look at the server before anything else is asked of it."""
         await connection.on_connect()
         await connection.send_command("INFO", check_health=False)
         info = _fields(await connection.read_response())
-        if refusal := _refusal(info, self.address):
+        if refusal := _refusal(info, self.address, again=bool(self.run_id)):
             raise Refused(refusal)
         settings = [await _setting(connection, name) for name in ("appendfsync", "set-max-intset-entries")]
         self.version = _version(info)
@@ -251,15 +261,15 @@ def _version(info: Mapping[str, str]) -> tuple[int, ...]:
     return tuple(int(part) for part in info.get("redis_version", "0").split(".") if part.isdigit())
 
 
-def _refusal(info: Mapping[str, str], address: Address) -> BusError | None:
-    """Why this server will not do: `ConnectionLost` where it will by and by."""
+def _refusal(info: Mapping[str, str], address: Address, *, again: bool) -> BusError | None:
+    """Why this server will not do: `ConnectionLost` where it will by and by. `again`: there has been one that did."""
     where = address.named
     if _version(info) < VERSION:
         return Misconfigured(f"{where}: Redis {info.get('redis_version')} is too old: 6.2 or newer is needed")
     if info.get("loading") == "1":
         return ConnectionLost(f"{where}: Redis is loading its data")
     if info.get("role") != "master":
-        if address.service or address.scheme == "redis+cluster":
+        if again or address.service or address.scheme == "redis+cluster":
             return ConnectionLost(f"{where}: waiting for a master")
         return Misconfigured(f"{where}: this is a read-only replica: name its master in the URL")
     if info.get("cluster_enabled") == "1" and address.scheme != "redis+cluster":

@@ -10,12 +10,14 @@ from redis import exceptions
 from adapters.redis.address import Address
 from bus.errors import BusError, ConnectionLost, Misconfigured, StorageFailed, TransportError
 
-__all__ = ["Refused", "translate"]
+__all__ = ["Moved", "Refused", "translate"]
 
 _AWAY = re.compile(r"\b(LOADING|BUSY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|UNKILLABLE|max number of clients)\b")
 _FULL = re.compile(r"\bOOM\b")
 _MISCONF = re.compile(r"\bMISCONF\b")
-_READONLY = re.compile(r"\bREADONLY\b|read only replica|NOREPLICAS")
+_NO_MASTER = re.compile(r"\bREADONLY\b|read only replica|\bNOREPLICAS\b")
+_NO_CLUSTER = re.compile(r"cluster support disabled")
+_NO_SENTINEL = re.compile(r"unknown command ['`]SENTINEL", re.IGNORECASE)
 _RIGHTS = re.compile(r"\bNOPERM\b|has no permissions|can't (run this command|access at least one)")
 _DATABASE = re.compile(r"DB index is out of range|invalid DB index", re.IGNORECASE)
 
@@ -26,6 +28,10 @@ class Refused(exceptions.RedisError):
     def __init__(self, error: BusError) -> None:
         super().__init__(str(error))
         self.error = error
+
+
+class Moved(ConnectionLost):
+    """Of a Cluster: nothing was done, and another node is to be asked."""
 
 
 def translate(error: Exception, address: Address) -> BusError:
@@ -49,8 +55,16 @@ def translate(error: Exception, address: Address) -> BusError:
         return StorageFailed(f"{where}: Redis is out of memory: raise its `maxmemory`, or free some")
     if _MISCONF.search(text):
         return StorageFailed(f"{where}: Redis cannot write to its disk: free some space there, and look at its log")
-    if _READONLY.search(text):
-        return StorageFailed(f"{where}: Redis is a read-only replica, or lacks one: name the master in the URL")
+    if isinstance(error, exceptions.MovedError):
+        return Moved(f"{where}: slot {error.slot_id} is at another node")
+    if _NO_MASTER.search(text):
+        return ConnectionLost(f"{where}: this is a replica now, or lacks one: waiting for a master")
+    if _NO_CLUSTER.search(text):
+        return Misconfigured(f"{where}: this is no Redis Cluster: write redis://HOST:PORT/DB")
+    if _NO_SENTINEL.search(text):
+        return Misconfigured(
+            f"{where}: what answers there is no Sentinel: name Sentinels, or write redis://HOST:PORT/DB"
+        )
     if isinstance(cause := _root(error), ssl.SSLCertVerificationError):
         return Misconfigured(f"{where}: {cause.verify_message}: name its authority with ?ca=FILE")
     if isinstance(error, (exceptions.ConnectionError, exceptions.TimeoutError, OSError)) or _AWAY.search(text):

@@ -1,27 +1,47 @@
-"""Where the keys of a job are: one server, the master that Sentinels name, or one node of a Cluster."""
+"""Where the keys of a job are: one server, the master that Sentinels name, or a node of a Cluster."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
-from adapters.redis.address import parse
-from adapters.redis.connection import Script, Server
+from redis.crc import key_slot
 
-__all__ = ["Nodes", "connect"]
+from adapters.redis.address import Address, Host, parse
+from adapters.redis.connection import Script, Server
+from adapters.redis.errors import Moved
+from adapters.redis.guides import Shard, master, shards
+from bus.errors import Closed, ConnectionLost
+
+__all__ = ["Argument", "Nodes", "nodes_of"]
 
 Argument = str | bytes | int
+MOVES = 5
 
 
 class Nodes(Protocol):
-    """Runs a script where its key is."""
+    """Runs a script where its key is. Nothing is asked of any server before the first call."""
 
     @property
-    def intset_entries(self) -> int: ...
+    def intset_entries(self) -> int:
+        """`set-max-intset-entries` of the servers."""
+        ...
 
     async def run(self, script: Script, key: str, arguments: Sequence[Argument]) -> Any: ...
 
     async def aclose(self) -> None: ...
+
+
+def nodes_of(url: str) -> Nodes:
+    address = parse(url, "state")
+    if address.scheme == "redis+cluster":
+        return Cluster(address)
+
+    async def locate() -> Host:
+        return await master(address)
+
+    return OneServer(Server(address, locate if address.service else None))
 
 
 class OneServer:
@@ -39,6 +59,48 @@ class OneServer:
         await self._server.aclose()
 
 
-def connect(url: str) -> Nodes:
-    """Nothing is asked of the servers before the first call."""
-    return OneServer(Server(parse(url, "state")))
+class Cluster:
+    """A Redis Cluster: one job is on one node.
+
+    Each call names a key that never exists beside its own: Redis refuses such a pair while the slot is being moved to
+    another node, and would otherwise run the script on the part of the job that is still, or already, there.
+    """
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._servers: dict[Host, Server] = {}
+        self._shards: list[Shard] = []
+        self._closed = False
+
+    @property
+    def intset_entries(self) -> int:
+        return min((server.intset_entries for server in self._servers.values()), default=512)
+
+    async def run(self, script: Script, key: str, arguments: Sequence[Argument]) -> Any:
+        for _ in range(MOVES):
+            server = await self._server_of(key)
+            try:
+                return await server.run(script, (key, f"{key}:none"), arguments)
+            except Moved:
+                self._shards = []
+            except ConnectionLost:
+                self._shards = []  # a replica may have been promoted; the call itself may have been done
+                raise
+        raise ConnectionLost(f"{self._address.named}: waiting until the cluster has settled")
+
+    async def aclose(self) -> None:
+        self._closed = True
+        for server in self._servers.values():
+            await server.aclose()
+
+    async def _server_of(self, key: str) -> Server:
+        if self._closed:
+            raise Closed(f"this connection to {self._address} is closed")
+        if not self._shards:
+            self._shards = await shards(self._address)
+        slot = key_slot(key.encode())
+        host = next((shard.host for shard in self._shards if shard.first <= slot <= shard.last), None)
+        if host is None:
+            self._shards = []
+            raise ConnectionLost(f"{self._address.named}: no node has slot {slot}")
+        return self._servers.setdefault(host, Server(replace(self._address, hosts=(host,))))

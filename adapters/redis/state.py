@@ -8,10 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Self
 
-from adapters.redis import nodes
 from adapters.redis.jobs import known, report_row
 from adapters.redis.leases import Lease, LeaseKeeper, is_dead, this_holder
-from adapters.redis.nodes import Argument, Nodes
+from adapters.redis.nodes import Argument, Nodes, nodes_of
 from adapters.redis.scripts import FRONTIER, INDEX, JOBS
 from bus.clock import Clock
 from bus.errors import BusError, Misconfigured
@@ -35,7 +34,9 @@ GENERATION = "dedup-generation"
 
 
 class RedisState:
-    """`redis://HOST:PORT/DB`, `rediss://…`. Time is the server's, so the clocks of the machines do not matter.
+    """`redis://HOST:PORT/DB`, `rediss://…`, `redis+sentinel://HOST,HOST/NAME/DB`, `redis+cluster://HOST,HOST`.
+
+    Time is the server's, so the clocks of the machines do not matter.
 
     A page is kept as the first 64 bits of its id: two of n pages are taken for one with a probability of about
     n² / 2^65 (n = 10^6: 3e-8; 10^8: 3e-4; 10^9: 0.03, and then one page in 10^9 is not fetched).
@@ -60,7 +61,7 @@ class RedisState:
     @classmethod
     async def connect(cls, url: str, *, clock: Clock | None = None) -> Self:
         """Raises `Misconfigured` where the server will not do, `ConnectionLost` where nobody answers."""
-        state = cls(nodes.connect(url), nodes.connect(url), clock)
+        state = cls(nodes_of(url), nodes_of(url), clock)
         try:
             await state._names()
         except BaseException:
