@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -43,14 +43,16 @@ class PacedSite(Site):
     """
 
     share = 1.0  # of the pages may have been asked for
+    hold_s = 1.0  # at most
 
     def __init__(self, pages: Mapping[str, Any], expected: set[str], failing: int = 0) -> None:
         super().__init__(dict(pages))
         self.expected, self.failing = expected, failing
 
     def answer(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> Answer:
-        for _ in range(100):
-            if path in self.hits or len(self.hits) <= self.share * len(self.expected):
+        until_s = time.monotonic() + self.hold_s
+        while path not in self.hits and len(self.hits) > self.share * len(self.expected):
+            if time.monotonic() > until_s:
                 break
             time.sleep(0.01)
         return super().answer(method, path, body, headers)
@@ -231,4 +233,7 @@ class Fleet:
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
+        for pid in self.victims():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._log.close()

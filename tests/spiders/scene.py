@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
@@ -191,9 +192,7 @@ async def left(directory: Path, job: str = "shop") -> tuple[list[DeadLetter], Jo
 
 def wait_until(condition: Callable[[], object], *, timeout_s: float = 30.0) -> None:
     """Wait for a condition; fails after `timeout_s`."""
-    deadline = threading.Event()
-    for _ in range(int(timeout_s / 0.02)):
-        if condition():
-            return
-        deadline.wait(0.02)
-    raise AssertionError("waited in vain")
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "waited in vain"
+        time.sleep(0.02)

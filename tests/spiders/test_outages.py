@@ -77,8 +77,9 @@ def survive(outage: Outage, directory: Path) -> None:
 
 def with_outage(outage: Outage, fleet: Fleet, site: PacedSite, victim: Server) -> None:
     """After a third of the pages; it comes back when every worker has noticed."""
-    site.share = 0.4
+    site.share, site.hold_s = 0.4, 60
     wait_until(lambda: len(site.hits) > 0.33 * len(site.expected), timeout_s=60)
+    wait_until(lambda: fleet.log.count("Crawled 0 pages") == WORKERS, timeout_s=60)  # said when all is connected
     processes = set(fleet.victims())
     victim.kill()
     site.share = float("inf")
