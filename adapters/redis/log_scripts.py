@@ -54,7 +54,6 @@ local function trim()
   retention = retention * 1000000
   local now = now_us()
   if now - tonumber(found[2] or 0) < math.min(10000000, retention / 10) then return end
-  redis.call('HSET', record, 'trimmed', string.format('%.0f', now))
   local first, last = bounds()
   last = math.min(last, first + MOST)
   for _, group in ipairs(redis.call('HKEYS', groups)) do
@@ -62,6 +61,7 @@ local function trim()
     if seen and seen > now - math.max(GROUP_US, retention) then last = math.min(last, offset) end
   end
   local kept = first_since(first, last, now - retention)
+  if kept < first + MOST then redis.call('HSET', record, 'trimmed', string.format('%.0f', now)) end
   if kept > first then
     redis.call('HSET', record, 'first', string.format('%.0f', kept))
     redis.call('XTRIM', stream, 'MINID', string.format('%.0f-0', kept))

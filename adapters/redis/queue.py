@@ -69,6 +69,7 @@ class QueueSubscription(Reader):
         self._rung: list[bytes] = []  # what it read from the bell
         self._unsure = False  # something may have been delivered that it did not hear of
         self._look_at = 0.0
+        self._run_id = server.run_id
 
     async def begin(self) -> None:
         """Take a lease."""
@@ -121,11 +122,15 @@ class QueueSubscription(Reader):
             self._changed.set()
 
     async def _fetch_some(self) -> bool:
+        """Handed-back work comes before new work."""
+        if self._run_id != self._server.run_id:
+            self._run_id = self._server.run_id
+            self._unsure = True  # the server may have lost our newest acks
         if self._owner is None:
             await self.begin()
         if self._rung or self._unsure or asyncio.get_running_loop().time() >= self._look_at:
-            return await self._look()
-        return await self._read()
+            await self._look()
+        return bool(self._arrived) or self._owner is None or await self._read()
 
     async def _read(self) -> bool:
         """New work. The lease is asked for after it: if it lived then, what was read is ours."""
@@ -157,7 +162,7 @@ class QueueSubscription(Reader):
                 self._deliver(owner, ((id_, fields, 0) for id_, fields in entries))
         return reply is not None
 
-    async def _look(self) -> bool:
+    async def _look(self) -> None:
         """See to all but new work: what is due, what dead readers held, what this one was given and did not hear of."""
         owner, keys = self._owner, self._keys
         assert owner is not None
@@ -175,7 +180,7 @@ class QueueSubscription(Reader):
             )
             if not reply:
                 self._lose(owner)
-                return True
+                return
             due_ms, entries, others = reply
             self._rung, self._unsure = [], False
             if owner == self._owner:
@@ -187,7 +192,6 @@ class QueueSubscription(Reader):
         if due_ms >= 0:
             pause_s = min(pause_s, due_ms / 1000)
         self._look_at = asyncio.get_running_loop().time() + pause_s
-        return True
 
     def _deliver(self, owner: str, entries: Any) -> None:
         for id_, fields, redeliveries in entries:

@@ -75,8 +75,8 @@ return 1
 # KEYS: stream, bell, delayed.
 # ARGV: group, this consumer, beginning of owners' keys, this machine, room, number of rings heard, their ids, number of
 # owners whose process is gone, their names, number of entries that it holds or -1, their ids.
-# Returns nothing where the lease is lost; else ms until there is more to see to (-1: nobody knows), entries as id, fields, how often
-# delivered before, and the other owners of this machine with their processes.
+# Returns nothing where the lease is lost; else ms until there is more to see to (-1: nobody knows), entries as id,
+# fields, how often delivered before, and the other owners of this machine with their processes.
 LOOK = Script(
     _CLOCK
     + _RING

@@ -29,7 +29,7 @@ class Reader(ABC):
         self._asked = 0
         self._fetch: asyncio.Task[None] | None = None
         self._quiet = False  # the fetch under way has seen that there is nothing
-        self._failure: BusError | None = None
+        self._failure: Exception | None = None
         self._away: ConnectionLost | None = None
         self._backoff = Backoff(longest_s=LONGEST_PAUSE_S)
         self._changed = asyncio.Event()
@@ -107,9 +107,11 @@ class Reader(ABC):
                     self._changed.set()
                 self._away = None
             self._backoff.reset()
-        except BusError as error:
-            self._away = error if isinstance(error, ConnectionLost) else None
+        except ConnectionLost as error:
+            self._away = error
             self._failure = error if self._reading else None
+        except Exception as error:
+            self._failure = error
         finally:
             self._changed.set()
 
