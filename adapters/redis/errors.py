@@ -12,7 +12,7 @@ from bus.errors import BusError, ConnectionLost, Misconfigured, StorageFailed, T
 
 __all__ = ["Moved", "Refused", "translate"]
 
-_AWAY = re.compile(r"\b(LOADING|BUSY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|UNKILLABLE|max number of clients)\b")
+_AWAY = re.compile(r"\b(LOADING|BUSY|MASTERDOWN|CLUSTERDOWN|UNKILLABLE|max number of clients)\b")
 _FULL = re.compile(r"\bOOM\b")
 _MISCONF = re.compile(r"\bMISCONF\b")
 _NO_MASTER = re.compile(r"\bREADONLY\b|read only replica|\bNOREPLICAS\b")
@@ -57,6 +57,8 @@ def translate(error: Exception, address: Address) -> BusError:
         return StorageFailed(f"{where}: Redis cannot write to its disk: free some space there, and look at its log")
     if isinstance(error, exceptions.MovedError):
         return Moved(f"{where}: slot {error.slot_id} is at another node")
+    if isinstance(error, (exceptions.AskError, exceptions.TryAgainError)):
+        return ConnectionLost(f"{where}: waiting while a slot is moved to another node")
     if _NO_MASTER.search(text):
         return ConnectionLost(f"{where}: this is a replica now, or lacks one: waiting for a master")
     if _NO_CLUSTER.search(text):

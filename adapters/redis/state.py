@@ -29,7 +29,7 @@ VERDICTS = {
     "A": Verdict.ALONE,
     "X": Verdict.DEAD,
 }
-INDEX_KEY = "crawlbus:jobs"
+INDEX_KEY = "{crawlbus}:jobs"
 GENERATION = "dedup-generation"
 
 
