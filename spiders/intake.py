@@ -16,7 +16,7 @@ from bus.message import Delivery
 from bus.state import Arrival, Verdict
 from bus.work import delay
 from spiders.fetch import Fetch
-from spiders.patience import insist
+from spiders.patience import OUTAGE, insist
 
 if TYPE_CHECKING:
     from scrapy import Request
@@ -56,13 +56,12 @@ class Intake:
             try:
                 await self._turn()
             except ConnectionLost as error:
-                if not worker.bus_away:
-                    logger.warning("the bus is away, and this worker goes on when it is back: %s", error)
+                OUTAGE.begin(self, error)
                 worker.bus_away = True
                 await asyncio.sleep(backoff.next_s())
                 continue
             if worker.bus_away:
-                logger.warning("the bus is back")
+                OUTAGE.end(self)
                 worker.bus_away = False
                 backoff.reset()
 

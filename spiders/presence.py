@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bus.errors import ConnectionLost
 from bus.state import LEASE_S, JobState, JobStatus, WorkerReport
+from spiders.patience import OUTAGE
 
 if TYPE_CHECKING:
     from spiders.worker import Worker
@@ -35,15 +36,12 @@ class Presence:
 
     async def run(self) -> None:
         """Until cancelled."""
-        said = False
         while True:
             try:
                 await self._look()
-                said = False
+                OUTAGE.end(self)
             except ConnectionLost as error:
-                if not said:
-                    logger.warning("waiting for the state: %s", error)
-                said = True
+                OUTAGE.begin(self, error)
             pause_s = IDLE_LOOK_S if self._worker.idle else BUSY_LOOK_S
             try:
                 async with asyncio.timeout(pause_s):

@@ -279,7 +279,8 @@ def test_doctor_finds_all_in_order(run: Run) -> None:
     [
         (("--bus", "sqlite:////no/such/place/x.db"), 3, "directory", "make it"),
         (("--bus", "sqlite:///text.db"), 3, "bus", "--bus"),
-        (("--bus", "amqp://u:secret@h/"), 2, "state", "--state"),
+        (("--bus", "amqp://u:secret@127.0.0.1:1/"), 3, "state", "--state"),
+        (("--bus", "amqp://u:secret@127.0.0.1:1/", "--state", "sqlite:///s.db"), 3, "bus", "--bus"),
         (("--bus", "foo"), 2, "settings", "--bus"),
         (("--sink", "foo:///x"), 2, "sink", "--sink"),
     ],
