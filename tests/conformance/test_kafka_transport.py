@@ -34,12 +34,12 @@ class OnKafka(SharedTransportConformance):
         """Take it out of its group, and wait until it has heard of it."""
         queue = getattr(subscription, "_inner", subscription)
         assert isinstance(queue, QueueSubscription)
-        life = queue._life
+        life = queue._member.life
         await asyncio.sleep(0.1)  # acks are committed
         await queue._cluster.leave(queue._name, life[0])
 
         async def heard() -> bool:
-            return queue._life != life and queue._settled.is_set()
+            return queue._member.life != life and queue._member.settled.is_set()
 
         await until(heard)
 
@@ -56,7 +56,10 @@ def clients(transport: KafkaTransport) -> Iterator[Any]:
     if transport._publisher._producer is not None:
         yield transport._publisher._producer.client
     for subscription in transport._subscriptions:
-        if (consumer := subscription._consumer) is not None:
+        consumer = (
+            subscription._member.consumer if isinstance(subscription, QueueSubscription) else subscription._consumer
+        )
+        if consumer is not None:
             yield consumer._client
 
 

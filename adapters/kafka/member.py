@@ -1,0 +1,158 @@
+"""`Member`: the driver's consumer in the group of a QUEUE, and how certain it is that it still belongs there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection
+from typing import Any, Protocol
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+
+from adapters.kafka.cluster import Cluster
+from adapters.kafka.errors import translated
+from adapters.kafka.group import Keep
+from adapters.kafka.reader import FETCH, stop
+from bus.errors import BusError
+
+__all__ = ["Holder", "Member"]
+
+logger = logging.getLogger(__name__)
+
+JOIN_S = 28.0
+HEARTBEAT_S = 1.0  # how soon a member hears that another comes or goes
+ANSWER_S = 5.0  # more than the longest that the group may let a member wait
+NEVER_MS = 2**31 - 1
+OUTSIDE = ("", -1)
+
+
+class Holder(Protocol):
+    """Whoever has the partitions."""
+
+    def held(self) -> Collection[int]: ...
+
+    async def flush(self) -> None:
+        """A rebalance begins: what is done must be known before another may have the partition."""
+        ...
+
+    async def take_over(self, numbers: Collection[int], *, kept: bool) -> None:
+        """It is over, and these are ours. `kept`: those that we had before have not been another's since."""
+        ...
+
+    def wake(self) -> None:
+        """What was held back while it was not certain whose it is may be handed out."""
+        ...
+
+
+class Member(ConsumerRebalanceListener):  # type: ignore[misc]  # the driver has no types
+    """A member with a `name` is one that the group waits for: its successor of that name has its partitions at once.
+
+    The driver knows the group's answers, and tells neither the generation nor when it was last heard; both decide here
+    what may be done with a delivery, so its coordinator is looked into.
+    """
+
+    def __init__(self, cluster: Cluster, topic: str, lease_s: float, name: str, holder: Holder) -> None:
+        self.consumer: AIOKafkaConsumer
+        self.life = OUTSIDE  # the id and the generation of the last assignment
+        self.settled = asyncio.Event()  # no rebalance is under way
+        self._cluster, self._topic, self._lease_s, self._name = cluster, topic, lease_s, name
+        self._holder = holder
+        self._proven = 0.0  # when the group last knew us
+
+    async def join(self) -> None:
+        """Returns once it has partitions, or is told that there are none left for it."""
+        self.consumer = AIOKafkaConsumer(
+            group_id=self._topic,
+            group_instance_id=self._name or None,
+            session_timeout_ms=int(self._lease_s * 1000),
+            rebalance_timeout_ms=int(self._lease_s * 1000),
+            heartbeat_interval_ms=int(min(HEARTBEAT_S, self._lease_s / 3) * 1000),
+            max_poll_interval_ms=NEVER_MS,
+            partition_assignment_strategy=[Keep(self._holder.held)],
+            request_timeout_ms=int((self._lease_s + ANSWER_S) * 1000),
+            **FETCH,
+            **self._cluster.servers.driver,
+        )
+        self.consumer.subscribe([self._topic], listener=self)
+        try:
+            with translated(f"join group {self._topic!r}"):
+                async with asyncio.timeout(JOIN_S):
+                    await self.consumer.start()
+        except BaseException:
+            await stop(self.consumer)
+            raise
+        self._watch_heartbeat()
+
+    async def join_anew(self) -> None:
+        """After the driver gave up. Whoever was expelled for another of its name has none from then on."""
+        self.settled.clear()
+        self.life, self._name = OUTSIDE, ""
+        await stop(self.consumer)
+        await self.join()
+
+    async def leave(self) -> None:
+        """The others have its partitions at once."""
+        coordinator = self.consumer._coordinator
+        named = coordinator._group_instance_id and coordinator.member_id
+        await stop(self.consumer)
+        if named and not self._cluster.away:
+            try:
+                await self._cluster.leave(self._topic, named)  # the driver lets a member with a name stay
+            except BusError:
+                pass
+
+    @property
+    def belongs(self) -> bool:
+        """As far as it has heard."""
+        return self.life == _life(self.consumer)
+
+    @property
+    def is_sure(self) -> bool:
+        """Is it certain that no other has our partitions? Not after a pause of the whole process, for one."""
+        return self.settled.is_set() and _now() - self._proven < 0.9 * self._lease_s
+
+    def prove(self, asked: float) -> None:
+        """The group knew us when we asked."""
+        self._proven = max(self._proven, asked)
+
+    def _watch_heartbeat(self) -> None:
+        coordinator = self.consumer._coordinator
+        beat = coordinator._do_heartbeat
+
+        async def watched() -> bool:
+            asked, was_sure = _now(), self.is_sure
+            if known := bool(await beat()):
+                self.prove(asked)
+                if not was_sure:
+                    self._holder.wake()
+            return known
+
+        coordinator._do_heartbeat = watched
+
+    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        self.settled.clear()
+        if self.belongs:
+            await self._holder.flush()
+        elif self.life is not OUTSIDE:
+            self.consumer._coordinator._group_instance_id = None  # else two of one name expel each other for ever
+
+    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        member, generation = now = _life(self.consumer)
+        kept = self.life == (member, generation - 1)  # no generation in which others could have had them
+        self.life = now
+        try:
+            await self._holder.take_over([place.partition for place in assigned], kept=kept)
+        except Exception:
+            logger.exception("group %s cannot be read", self._topic)  # the driver would hide it
+            raise
+        self.prove(_now())
+        self.settled.set()
+
+
+def _life(consumer: AIOKafkaConsumer) -> tuple[str, int]:
+    coordinator: Any = consumer._coordinator
+    return coordinator.member_id, coordinator.generation
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
