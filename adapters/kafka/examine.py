@@ -11,7 +11,7 @@ REPLICAS = 3
 
 
 async def examine(cluster: Cluster) -> list[Finding]:
-    """Brokers, a controller to make topics, and whether groups can be kept."""
+    """How many brokers, and whether the offsets of groups can be kept."""
     answer = await cluster.metadata([])
     brokers = len(answer["brokers"])
     if brokers >= REPLICAS:

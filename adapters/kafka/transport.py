@@ -8,6 +8,7 @@ from typing import Self
 
 from adapters.kafka.cluster import Cluster
 from adapters.kafka.errors import quieten
+from adapters.kafka.examine import examine
 from adapters.kafka.log import LogSubscription, log_lag
 from adapters.kafka.publisher import Publisher
 from adapters.kafka.queue import QueueSubscription, queue_lag
@@ -15,6 +16,7 @@ from adapters.kafka.topics import Place, declare, find
 from adapters.kafka.url import parse
 from bus.capabilities import Acks, Capabilities, Delay, Durability, SeekBy
 from bus.errors import Closed, Unsupported
+from bus.findings import Finding
 from bus.message import Message
 from bus.topic import Kind, Topic
 from bus.transport import Lag, Start, Subscription
@@ -90,6 +92,11 @@ class KafkaTransport:
         if place.topic.kind is Kind.QUEUE:
             return await queue_lag(self._cluster, place)
         return await log_lag(self._cluster, place, group)
+
+    async def examine(self) -> Sequence[Finding]:
+        """Brokers, and whether the offsets of groups can be kept."""
+        self._check_open()
+        return await examine(self._cluster)
 
     async def aclose(self) -> None:
         if self._closed:
