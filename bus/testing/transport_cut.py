@@ -63,14 +63,12 @@ class CutChecks(Bus):
         await reader.ack(held[:2])
         if not await self._cut(stage.one):
             return
-        valid = ids(await stage.acked(reader, held[2:4]))
+        valid = ids(await stage.acked(reader, held[3:5]))
         await stage.again(reader, sent[6:], sent[:6])
         await stage.one.aclose()
-        # an ack that went down with its connection may be lost
-        left = await stage.again(
-            await stage.reader(topic, by=stage.two, prefetch=12), set(sent[2:]) - set(valid), sent[:4]
-        )
-        assert len(left) >= 8
+        other = await stage.reader(topic, by=stage.two, prefetch=12)
+        # what was acked may come again: an ack may go down with its connection
+        await stage.again(other, set(sent[2:]) - set(valid), sent[:5])
 
     @staged
     async def test_a_log_goes_on_after_a_cut(self, stage: Stage) -> None:
