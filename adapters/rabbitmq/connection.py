@@ -181,15 +181,50 @@ class _Dialer(TransportFactory):
         self._writer: asyncio.StreamWriter | None = None
 
     async def create(self, url: Any, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=READ_BYTES)
+        protocol = asyncio.StreamReaderProtocol(reader)
         try:
-            reader, self._writer = await asyncio.open_connection(url.host, url.port, ssl=self._tls, limit=READ_BYTES)
+            transport, _ = await loop.create_connection(lambda: protocol, url.host, url.port, ssl=self._tls)
         except OSError as error:
             raise AMQPConnectionError(*error.args) from error
+        self._writer = _Writer(transport, protocol, reader, loop)
         return reader, self._writer
 
     def abort(self) -> None:
         if self._writer is not None:
             self._writer.transport.abort()
+
+
+class _Writer(asyncio.StreamWriter):
+    """What is written in one turn of the event loop goes out in one piece: the driver writes frame by frame."""
+
+    def __init__(self, *stream: Any) -> None:
+        super().__init__(*stream)
+        self._frames: list[bytes] = []
+        self._turn = asyncio.get_running_loop()
+
+    def write(self, data: Any) -> None:
+        if not self._frames:
+            self._turn.call_soon(self._flush)
+        self._frames.append(data)
+
+    async def drain(self) -> None:
+        self._flush()
+        await super().drain()
+
+    def write_eof(self) -> None:
+        self._flush()
+        super().write_eof()
+
+    def close(self) -> None:
+        self._flush()
+        super().close()
+
+    def _flush(self) -> None:
+        frames, self._frames = self._frames, []
+        if frames and not self.is_closing():
+            super().write(b"".join(frames))
 
 
 async def close_channel(channel: Channel, limit_s: float = CLOSE_S) -> None:
