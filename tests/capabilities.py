@@ -1,4 +1,4 @@
-"""Writes `docs/capabilities.md` from what the transports declare: `python -m tests.capabilities`."""
+"""Writes the table of `docs/transports.md` from what the transports declare: `python -m tests.capabilities`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from typing import Any
 
 from bus.capabilities import Capabilities
 from bus.registry import connect_transport, known
+from tests.servers import shared_url
 
 __all__ = ["PAGE", "page"]
 
-PAGE = Path(__file__).parent.parent / "docs" / "capabilities.md"
+PAGE = Path(__file__).parent.parent / "docs" / "transports.md"
+HEADING = "## Capabilities\n"
+SERVERS = {"redis": "redis-7", "amqp": "rabbitmq-4.3", "kafka": "kafka-4.1"}
 URLS = {"memory": "memory://", "sqlite": "sqlite:///{folder}/bus.db"}
+ALIASES = {"rediss": "redis", "amqps": "amqp", "kafka+ssl": "kafka"}  # the same with TLS
 MEANINGS = {
     "queue_durability": "what survives once `publish` to a QUEUE has returned",
     "log_durability": "the same of a LOG",
@@ -37,11 +41,15 @@ Durability: `process` survives nothing beyond its process; `page cache` a killed
 
 
 def page() -> str:
-    """The whole page."""
-    asked = {name: asyncio.run(_ask(name)) for name in sorted(URLS)}
+    """The page, with the table as it is now."""
+    return PAGE.read_text(encoding="utf-8").partition(HEADING)[0] + table()
+
+
+def table() -> str:
+    """From the heading to the end."""
+    asked = {name: asyncio.run(_ask(name)) for name in [*URLS, *SERVERS]}
     lines = [
-        "# Capabilities",
-        "",
+        HEADING,
         "What each transport declares, and production code reads. Asking for what is absent raises `Unsupported`.",
         "Written by `make docs`.",
         "",
@@ -56,7 +64,7 @@ def page() -> str:
 
 async def _ask(name: str) -> Capabilities:
     with tempfile.TemporaryDirectory() as folder:
-        url = URLS[name].format(folder=folder)
+        url = URLS[name].format(folder=folder) if name in URLS else shared_url(SERVERS[name])
         async with aclosing(await connect_transport(url)) as transport:
             return transport.capabilities
 
@@ -72,7 +80,7 @@ def _text(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    missing = set(known("crawlbus.transports")) - set(URLS)
+    missing = set(known("crawlbus.transports")) - {*URLS, *SERVERS, *ALIASES}
     if missing:
         raise SystemExit(f"say in {__file__} how to connect to {', '.join(sorted(missing))}")
     PAGE.write_text(page(), encoding="utf-8")

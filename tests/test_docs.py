@@ -28,7 +28,7 @@ from bus.state import Job, State
 from bus.transport import Subscription, Transport
 from consumers.dead import _again
 from spiders.requests import RequestCodec
-from tests.capabilities import PAGE, URLS, page
+from tests.capabilities import ALIASES, PAGE, SERVERS, URLS, page
 
 HOME = Path(__file__).parent.parent
 DOCS = HOME / "docs"
@@ -164,9 +164,9 @@ def test_every_method_is_in_the_contract(protocol: type) -> None:
 
 
 def test_capabilities_are_as_declared() -> None:
-    assert set(URLS) == set(known("crawlbus.transports"))
+    assert {*URLS, *SERVERS, *ALIASES} == set(known("crawlbus.transports"))
     assert PAGE.read_text(encoding="utf-8") == page(), "run: make docs"
-    assert {field.name for field in fields(Capabilities)} <= code("docs/capabilities.md")
+    assert {field.name for field in fields(Capabilities)} <= code("docs/transports.md")
 
 
 def a_letter(message: Message) -> Message:
