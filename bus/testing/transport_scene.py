@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
-from bus.bands import Banded
+from bus.bands import EARLY_S, Banded
 from bus.capabilities import Acks, Capabilities, Delay
 from bus.errors import BusError, ConnectionLost, PublishUnconfirmed, StaleDelivery
 from bus.message import Delivery, Message, new_id
@@ -84,10 +84,11 @@ class Stage:
         """An ack counts for good only once all before it are acked, and that is stored."""
         return self.can.acks is Acks.PREFIX
 
-    @property
-    def late_s(self) -> float:
-        """How late delayed work may be."""
-        return LATE_S + (1.0 if self.can.delay is Delay.BANDS else 0.0)
+    def in_time(self, due: float, *, since: float = 0.0) -> bool:
+        """Whether work that was due then, or since its reader is there, may come now: never early, as far as clocks
+        are exact, and soon."""
+        early_s, late_s = (EARLY_S, LATE_S + 1.0) if self.can.delay is Delay.BANDS else (0.0, LATE_S)
+        return due - early_s <= time.time() < max(due, since) + late_s
 
     def topic(self, kind: Kind, name: str, retention_s: float | None = None) -> Topic:
         """One that no other check has."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import time
 from collections import Counter
@@ -136,7 +137,7 @@ class SharedChecks(Bus):
         async with asyncio.timeout(PATIENCE_S):
             while missing:
                 some = ids(await reader.receive(max_messages=100, timeout_s=1))
-                assert all(due[one] <= time.time() for one in some)
+                assert all(stage.in_time(due[one], since=math.inf) for one in some)
                 missing.difference_update(some)
                 came.extend(some)
         assert len(came) == len(set(came)) or bands
