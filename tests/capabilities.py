@@ -25,7 +25,7 @@ MEANINGS = {
     "queue_durability": "what survives once `publish` to a QUEUE has returned",
     "log_durability": "the same of a LOG",
     "acks": "`individual`: each ack stands alone; `prefix`: a reader commits what is done without gaps",
-    "lease_s": "seconds after which the work of a reader that is frozen or cut off comes back; none: it dies with the bus",
+    "lease_s": "seconds after which the work of a frozen or cut-off reader comes back; none: it dies with the bus",
     "counts_redeliveries": "a delivery says how often it was delivered before",
     "releases_on_close": "`aclose` hands unacknowledged work back at once",
     "delay": "how a QUEUE honours `not_before`: `native` at its time, `bands` at most about a second late",
