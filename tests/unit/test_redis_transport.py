@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import redis
 
-from adapters.redis import queue
+from adapters.redis import queue, wire
 from adapters.redis.transport import RedisTransport
 from bus.errors import CodecError, ConnectionLost, PositionExpired, PublishUnconfirmed, StaleDelivery, TransportError
 from bus.message import Message, new_id
@@ -118,6 +118,40 @@ def test_work_leaves_nothing_behind(server_url: str) -> None:
 
         await until(alone)
         assert meddler.xlen(keys.stream) == 0
+
+    play(server_url, check, Kind.QUEUE)
+
+
+@on_redis
+@pytest.mark.parametrize("lost", ["reply", "acks"])
+def test_what_a_reader_was_given_without_its_knowledge_comes(server_url: str, lost: str) -> None:
+    """The reply to its read was lost with the connection; or the server lost its acks with its newest writes."""
+
+    async def check(transport: RedisTransport, topic: Topic, meddler: redis.Redis) -> None:
+        keys = transport._topics[topic.name].keys
+        reader = await transport.subscribe(topic.name, prefetch=4)
+        assert isinstance(reader, queue.QueueSubscription)
+        await transport.publish(topic.name, known := messages(2))
+        held = await reader.receive(max_messages=2, timeout_s=5)
+        waiting = asyncio.create_task(insist(partial(reader.receive, max_messages=2, timeout_s=20)))
+        await asyncio.sleep(0.1)
+        unknown = messages(1)[0]
+        with meddler.pipeline() as given:  # in one step, so that the read that waits does not get it
+            given.xadd(keys.stream, {"m": wire.pack(unknown), "b": b""})
+            given.xreadgroup("crawlbus", str(reader._owner), {keys.stream: ">"})
+            given.execute()
+        if lost == "reply":
+            assert reader._line._connection is not None and reader._line._connection._writer is not None
+            reader._line._connection._writer.transport.abort()
+        else:
+            transport._server.run_id = "of a server that was started again"
+            await transport.publish(topic.name, more := messages(1))  # ends the read that waits
+            in_order(ids(more), ids(await waiting))
+            waiting = asyncio.create_task(insist(partial(reader.receive, max_messages=2, timeout_s=20)))
+        got = await waiting
+        in_order([unknown.id], ids(got))
+        await reader.ack([*held, *got])
+        assert ids(held) == ids(known)
 
     play(server_url, check, Kind.QUEUE)
 
