@@ -18,7 +18,7 @@ from urllib.parse import unquote
 
 from bus.registry import connect_state
 from tests.sites.static import PYTHON_DOCS, reachable
-from tests.spiders.scene import Answer, Place, Site, environment, links, project, stored
+from tests.spiders.scene import Answer, Place, Site, environment, links, project, stored, wait_until
 
 SPIDER = """
 class Shop(scrapy.Spider):
@@ -192,19 +192,23 @@ class Fleet:
     async def kill(self, site: PacedSite, kills: int, rng: random.Random, timeout_s: float) -> int:
         """Kill one process after another; returns how many."""
         killed, finished, deadline = 0, 0, time.monotonic() + timeout_s
-        async with aclosing(await connect_state(self.place.state)) as state:
-            while self._process.poll() is None and killed < kills and time.monotonic() < deadline:
-                site.share = (killed + 1) / (kills + 1)
-                await asyncio.sleep(rng.uniform(0.05, 0.3))
-                status = await state.status(self.place.job)
-                now = status.counters.get("pages", 0) if status is not None else 0
-                victims = self.victims()
-                if now > finished and victims:
-                    finished = now
-                    self.kill_one(rng.choice(victims))
-                    killed += 1
+        while self._process.poll() is None and killed < kills and time.monotonic() < deadline:
+            site.share = (killed + 1) / (kills + 1)
+            await asyncio.sleep(rng.uniform(0.05, 0.3))
+            now = await self.pages()
+            victims = self.victims()
+            if now > finished and victims:
+                finished = now
+                self.kill_one(rng.choice(victims))
+                killed += 1
         site.share = float("inf")
         return killed
+
+    async def pages(self) -> int:
+        """How many are finished."""
+        async with aclosing(await connect_state(self.place.state)) as state:
+            status = await state.status(self.place.job)
+        return status.counters.get("pages", 0) if status is not None else 0
 
     def kill_one(self, victim: int) -> None:
         """`kill -9`."""
@@ -217,6 +221,10 @@ class Fleet:
         """The children whose command has this word; of a single worker the command itself, too."""
         found = [pid for pid in pids_of(f"KILL_TEST={self.directory}") if word in command_of(pid)]
         return [pid for pid in found if pid != self._process.pid or self._workers == 1]
+
+    def are_up(self, workers: int) -> None:
+        """So many workers have been connected to all since the beginning."""
+        wait_until(lambda: self.log.count("Crawled 0 pages") >= workers, timeout_s=60)
 
     @property
     def log(self) -> str:

@@ -73,13 +73,15 @@ def survive(outage: Outage, directory: Path) -> None:
         fleet.ends_well(TIMEOUT_S)
     assert compare(directory, site) == (0, 0, 0)
     assert site.extra_fetches <= WORKERS * IN_FLIGHT
+    away, back = fleet.log.count("waiting, and going on when"), fleet.log.count("going on after")
+    assert 1 <= back <= away <= 2 * (WORKERS + 1), "one line says that a process waits, and one that it goes on"
 
 
 def with_outage(outage: Outage, fleet: Fleet, site: PacedSite, victim: Server) -> None:
     """After a third of the pages; it comes back when every worker has noticed."""
     site.share, site.hold_s = 0.4, 60
     wait_until(lambda: len(site.hits) > 0.33 * len(site.expected), timeout_s=60)
-    wait_until(lambda: fleet.log.count("Crawled 0 pages") == WORKERS, timeout_s=60)  # said when all is connected
+    fleet.are_up(WORKERS)
     processes = set(fleet.victims())
     victim.kill()
     site.share = float("inf")
