@@ -202,13 +202,20 @@ class Server:
 
     @asynccontextmanager
     async def line(self) -> AsyncIterator[Line]:
-        """One of the pool's connections; waits while all are in use."""
-        async with self._room:
+        """One of the pool's connections; waits while all are in use, for as long as they may."""
+        try:
+            async with asyncio.timeout(CALL_S):
+                await self._room.acquire()
+        except TimeoutError:
+            raise ConnectionLost(f"{self.address.named}: no answer in time on any of {LINES} connections") from None
+        try:
             line = self._idle.pop() if self._idle else self.own_line()
             try:
                 yield line
             finally:
                 self._idle.append(line)
+        finally:
+            self._room.release()
 
     def own_line(self) -> Line:
         """A connection beside the pool, for blocked reads. It is closed with the server, or before."""

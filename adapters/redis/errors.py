@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import ssl
 
 from redis import exceptions
@@ -86,10 +87,15 @@ def _root(error: BaseException) -> BaseException:
 
 
 def _reason(error: Exception) -> str:
+    root = _root(error)
     if isinstance(error, exceptions.BusyLoadingError):
         return "Redis is loading its data"
     if isinstance(error, (exceptions.TimeoutError, TimeoutError)):
         return "no answer in time: is it running, and may this machine reach it?"
-    if isinstance(_root(error), ConnectionRefusedError):
+    if isinstance(root, ConnectionRefusedError):
         return "nobody listens there: is it running?"
-    return str(error) or type(error).__name__
+    if isinstance(root, socket.gaierror):
+        return "that host has no address: is its name right?"
+    if isinstance(error, exceptions.ResponseError):
+        return _said(error)
+    return "the connection broke"

@@ -11,8 +11,10 @@ from redis.crc import key_slot
 from adapters.redis.address import Address, Host, parse
 from adapters.redis.connection import Script, Server
 from adapters.redis.errors import Moved
+from adapters.redis.examine import TRIED, examine
 from adapters.redis.guides import Shard, master, shards
 from bus.errors import Closed, ConnectionLost
+from bus.findings import Finding
 
 __all__ = ["Argument", "Nodes", "nodes_of"]
 
@@ -29,6 +31,8 @@ class Nodes(Protocol):
         ...
 
     async def run(self, script: Script, key: str, arguments: Sequence[Argument]) -> Any: ...
+
+    async def examine(self) -> list[Finding]: ...
 
     async def aclose(self) -> None: ...
 
@@ -54,6 +58,9 @@ class OneServer:
 
     async def run(self, script: Script, key: str, arguments: Sequence[Argument]) -> Any:
         return await self._server.run(script, (key,), arguments)
+
+    async def examine(self) -> list[Finding]:
+        return await examine(self._server, "state")
 
     async def aclose(self) -> None:
         await self._server.aclose()
@@ -88,6 +95,10 @@ class Cluster:
                 raise
         raise ConnectionLost(f"{self._address.named}: waiting until the cluster has settled")
 
+    async def examine(self) -> list[Finding]:
+        """Of the node that has the key which is tried."""
+        return await examine(await self._server_of(TRIED), "state")
+
     async def aclose(self) -> None:
         self._closed = True
         for server in self._servers.values():
@@ -103,4 +114,6 @@ class Cluster:
         if host is None:
             self._shards = []
             raise ConnectionLost(f"{self._address.named}: no node has slot {slot}")
-        return self._servers.setdefault(host, Server(replace(self._address, hosts=(host,))))
+        if host not in self._servers:
+            self._servers[host] = Server(replace(self._address, hosts=(host,)))
+        return self._servers[host]

@@ -14,6 +14,7 @@ from adapters.redis.nodes import Argument, Nodes, nodes_of
 from adapters.redis.scripts import FRONTIER, INDEX, JOBS
 from bus.clock import Clock
 from bus.errors import BusError, Misconfigured
+from bus.findings import Finding
 from bus.frontier import check_spider
 from bus.state import LEASE_S, Arrival, Attempt, Job, JobState, JobStatus, Verdict, WorkerReport
 
@@ -30,7 +31,6 @@ VERDICTS = {
     "X": Verdict.DEAD,
 }
 INDEX_KEY = "{crawlbus}:jobs"
-GENERATION = "dedup-generation"
 
 
 class RedisState:
@@ -176,6 +176,10 @@ class RedisState:
     async def report(self, job: Job, report: WorkerReport) -> JobStatus | None:
         reply = await self._jobs("report", *job, (report.worker, report_row(report)))
         return None if reply is None else await self._status_of(job.name, reply)
+
+    async def examine(self) -> Sequence[Finding]:
+        """What `crawlbus doctor` says of each server."""
+        return await self._servers.examine()
 
     async def aclose(self) -> None:
         if self._closed:

@@ -269,6 +269,7 @@ def test_a_server_that_will_not_write(own: Server) -> None:
     ("url", "text"),
     [
         ("redis://127.0.0.1:1/0", "nobody listens there"),
+        ("redis://nowhere.invalid/0", "that host has no address"),
         ("redis://127.0.0.1:70000/0", "'127.0.0.1:70000' is not HOST or HOST:PORT"),
         ("redis://127.0.0.1/shop", "'shop' is no number of a Redis database"),
         ("redis://127.0.0.1,127.0.0.2/0", "takes one host"),

@@ -194,6 +194,7 @@ def test_a_job_moves_to_another_node(cluster: list[Server]) -> None:
             await state.mark(job, pages("new"))
             assert await state.arrive(job, [Arrival(pages("new")[0], "m")]) == [Verdict.FETCH]
             assert (await state.restart("mover")).state is JobState.RUNNING
+            assert {finding.verdict for finding in await state.examine()} == {"ok"}
         finally:
             await state.aclose()
 
