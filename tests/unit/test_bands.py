@@ -121,10 +121,6 @@ class TestHostileBanded(Hostile, TestBanded):
     pass
 
 
-class TestHostileBandedHolds(Hostile, TestBandedHolds):
-    pass
-
-
 async def stubbornly(call: Callable[[], Awaitable[T]]) -> T | None:
     """Repeat what may have failed; what is stale is another's."""
     while True:
