@@ -35,14 +35,15 @@ class Part:
                 self.position = record.offset + 1
                 self.buffer.append(record)
 
-    def deliver(self) -> Any:
-        """The next record of the buffer."""
-        record = self.buffer.popleft()
+    def deliver(self, count: int) -> list[Any]:
+        """The next so many records of the buffer."""
+        records = [self.buffer.popleft() for _ in range(count)]
         if self.mark is None:
-            self.mark = Watermark(record.offset)
-            self.committed = record.offset
-        self.mark.open(record.offset)
-        return record
+            self.mark = Watermark(records[0].offset)
+            self.committed = records[0].offset
+        for record in records:
+            self.mark.open(record.offset)
+        return records
 
     @property
     def full(self) -> bool:

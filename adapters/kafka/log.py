@@ -13,7 +13,7 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from adapters.kafka.cluster import CONNECT_S, Cluster
 from adapters.kafka.errors import said
-from adapters.kafka.reader import FETCH, Reader, stop
+from adapters.kafka.reader import FETCH, Reader, start, stop
 from adapters.kafka.record import message_of
 from adapters.kafka.topics import Place
 from bus.backoff import Backoff
@@ -126,7 +126,7 @@ class LogSubscription(Reader):
             )
             try:
                 async with asyncio.timeout(CONNECT_S):
-                    await consumer.start()
+                    await start(consumer)
                 places = {TopicPartition(self._name, number): offset for number, offset in self._next.items()}
                 consumer.assign(list(places))
                 for place, offset in places.items():

@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from adapters.kafka.cluster import Cluster
 from adapters.kafka.errors import translated
 from adapters.kafka.group import Keep
-from adapters.kafka.reader import FETCH, stop
+from adapters.kafka.reader import FETCH, start, stop
 from bus.errors import BusError
 
 __all__ = ["Holder", "Member"]
@@ -77,7 +77,7 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc]  # the driver has
         try:
             with translated(f"join group {self._topic!r}"):
                 async with asyncio.timeout(JOIN_S):
-                    await self.consumer.start()
+                    await start(self.consumer)
         except BaseException:
             await stop(self.consumer)
             raise

@@ -22,7 +22,7 @@ __all__ = ["Publisher"]
 CONFIRM_S = 28.0
 REQUEST_S = 10.0
 BATCH_BYTES = 256 * 1024
-CLOSE_S = 5.0
+CLOSE_S = 3.0
 
 
 class Publisher:

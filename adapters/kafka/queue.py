@@ -118,19 +118,19 @@ class QueueSubscription(Reader):
         room = min(max_messages, self._prefetch - self._unacked)
         if room <= 0 or not self._turn or not self._member.is_sure:
             return ()
-        taken: list[Delivery] = []
+        name, taken = self._name, list[Delivery]()
         share = max(1, room // len(self._turn))
         while room > len(taken) and self._turn:
             part = self._turn.popleft()
-            for _ in range(min(share, room - len(taken), len(part.buffer))):
-                if part.full:
-                    self._pause(part)
-                    break
-                record = part.deliver()
-                self._buffered -= 1
-                taken.append(Delivery(message_of(record), self._name, part.number, record.offset, None, part))
+            if part.full:
+                self._pause(part)
+                continue
+            records = part.deliver(min(share, room - len(taken), len(part.buffer)))
             if part.buffer:
                 self._turn.append(part)
+            number = part.number
+            taken += [Delivery(message_of(record), name, number, record.offset, None, part) for record in records]
+        self._buffered -= len(taken)
         self._unacked += len(taken)
         if self._buffered <= self._prefetch // 2:
             self._drained.set()

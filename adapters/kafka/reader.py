@@ -14,7 +14,7 @@ from adapters.kafka.topics import Place
 from bus.errors import BusError, Closed
 from bus.message import Delivery
 
-__all__ = ["FETCH", "Reader", "stop"]
+__all__ = ["FETCH", "Reader", "start", "stop"]
 
 # A request of an idle reader waits at the broker for half a second; seeks and rebalances wait for its end. One that is
 # far behind has at most a MiB of each partition and 8 MiB of all in hand: the driver asks for more once that is taken.
@@ -26,7 +26,8 @@ FETCH: dict[str, Any] = {
     "max_partition_fetch_bytes": 1024 * 1024,
     "consumer_timeout_ms": 250,
 }
-CLOSE_S = 5.0
+USE_UP_S = 60.0
+CLOSE_S = 3.0
 
 
 class Reader:
@@ -105,6 +106,13 @@ class Reader:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def start(consumer: AIOKafkaConsumer) -> None:
+    """The driver would ask for partitions without news while others are not used up; an answer that waits for news
+    then holds up the next question, which all need, for half a second."""
+    await consumer.start()
+    consumer._fetcher._prefetch_backoff = USE_UP_S
 
 
 async def stop(consumer: AIOKafkaConsumer) -> None:

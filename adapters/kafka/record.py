@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from typing import Any
 
 import msgpack
@@ -13,6 +14,7 @@ from bus.message import Message
 __all__ = ["HEADER", "head", "message_of"]
 
 HEADER = "crawlbus"
+_unpack = partial(msgpack.unpackb, unicode_errors="surrogatepass")
 
 
 def head(message: Message) -> bytes:
@@ -26,14 +28,13 @@ def head(message: Message) -> bytes:
 
 def message_of(record: Any) -> Message:
     """Of a record that is none of ours, a message without headers, so that its reader says so and goes on."""
-    for name, packed in record.headers:
-        if name == HEADER:
-            try:
-                id, headers = msgpack.unpackb(packed, unicode_errors="surrogatepass")
-            except (ValueError, TypeError, msgpack.exceptions.UnpackException):
-                break
-            if isinstance(id, str) and isinstance(headers, dict):
-                return Message(id, record.value or b"", headers, record.key or b"")
+    try:
+        name, packed = record.headers[0]  # others may have added theirs on the way
+        id, headers = _unpack(packed)
+        if name == HEADER and type(id) is str and type(headers) is dict:
+            return Message(id, record.value or b"", headers, record.key or b"")
+    except (IndexError, ValueError, TypeError, msgpack.exceptions.UnpackException):
+        pass
     place = f"{record.topic}/{record.partition}/{record.offset}"
     id = hashlib.blake2b(place.encode(), digest_size=16).hexdigest()
     return Message(id, record.value or b"", {}, record.key or b"")

@@ -1,0 +1,265 @@
+"""The Kafka transport at servers of its own: killed, or one that refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, aclosing, suppress
+from functools import partial
+from typing import Any
+
+import pytest
+
+from adapters.kafka import group
+from adapters.kafka.transport import KafkaTransport
+from bus.errors import BusError, ConnectionLost, Misconfigured, PublishUnconfirmed, StaleDelivery
+from bus.message import Delivery, Message, new_id
+from bus.registry import connect_transport
+from bus.testing.checks import no_loss
+from bus.topic import Kind, Topic
+from bus.transport import Subscription, Transport
+from bus.watermark import Watermark
+from tests.servers import Server, free_port, kinds, server
+
+PLAIN = "org.apache.kafka.common.security.plain.PlainLoginModule required"
+LOCKED = {
+    "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:SASL_PLAINTEXT",
+    "sasl.enabled.mechanisms": "PLAIN",
+    "sasl.mechanism.inter.broker.protocol": "PLAIN",
+    "listener.name.plaintext.plain.sasl.jaas.config": f'{PLAIN} username="boss" password="sesame" '
+    'user_boss="sesame" user_nobody="hush";',
+    "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+    "super.users": "User:boss;User:ANONYMOUS",
+    "offsets.topic.replication.factor": "3",
+    "min.insync.replicas": "2",
+}
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[Server]:
+    """One broker that knows two users, one of them without any rights; it wants three for the offsets of groups."""
+    with server("kafka-4.1", **LOCKED) as one:
+        yield one
+
+
+def url(one: Server, login: str) -> str:
+    return one.url.replace("kafka://", f"kafka://{login}@")
+
+
+def refusal(call: Awaitable[Any]) -> str:
+    """The sentence that a user reads."""
+
+    async def make() -> None:
+        await call
+
+    with pytest.raises(Misconfigured) as refused:
+        asyncio.run(make())
+    text = str(refused.value)
+    assert "sesame" not in text and "hush" not in text and "\n" not in text
+    return text
+
+
+async def with_bus(url: str, call: Any) -> None:
+    async with aclosing(await KafkaTransport.connect(url)) as bus:
+        await call(bus)
+
+
+@pytest.mark.parametrize("login", ["boss:wrong", "stranger:hush", "boss:sesame"])
+def test_a_wrong_login_is_refused(locked: Server, login: str) -> None:
+    option = "?mechanism=SCRAM-SHA-256" if login == "boss:sesame" else ""
+    assert "--bus" in refusal(connect_transport(url(locked, login) + option))
+
+
+def test_without_a_login_nobody_answers_as_kafka_does(locked: Server) -> None:
+    with pytest.raises(ConnectionLost, match="a user and a password"):
+        asyncio.run(KafkaTransport.connect(locked.url))
+
+
+def test_topics_without_rights_are_named(locked: Server) -> None:
+    async def make(bus: Transport) -> None:
+        await bus.declare(Topic("there", Kind.QUEUE), Topic("log", Kind.LOG))
+
+    asyncio.run(with_bus(url(locked, "boss:sesame"), make))
+
+    async def declare(bus: Transport) -> None:
+        await bus.declare(Topic("other", Kind.QUEUE))
+
+    async def subscribe(bus: Transport) -> None:
+        await bus.subscribe("there")
+
+    async def publish(bus: Transport) -> None:
+        await bus.publish("there", [Message(new_id(), b"")])
+
+    for call in (declare, subscribe, publish):
+        text = refusal(with_bus(url(locked, "nobody:hush"), call))
+        assert "ACL" in text and ("there" in text or "other" in text or "topics" in text)
+
+
+def test_too_few_brokers_for_the_offsets_of_groups(locked: Server) -> None:
+    async def subscribe(bus: Transport) -> None:
+        await bus.declare(Topic("there", Kind.QUEUE))
+        await bus.subscribe("there")
+
+    assert "offsets.topic.replication.factor" in refusal(with_bus(url(locked, "boss:sesame"), subscribe))
+
+
+def test_a_topic_that_never_has_enough_replicas(locked: Server) -> None:
+    """As made by somebody else, with the broker's own min.insync.replicas."""
+
+    async def declare(bus: Transport) -> None:
+        from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+        assert isinstance(bus, KafkaTransport)
+        admin = AIOKafkaAdminClient(**bus._cluster.servers.driver)
+        await admin.start()
+        await admin.create_topics([NewTopic("thin", 1, 1, topic_configs={"retention.ms": "-1"})])
+        await admin.close()
+        await bus.declare(Topic("thin", Kind.QUEUE))
+
+    assert "min.insync.replicas" in refusal(with_bus(url(locked, "boss:sesame"), declare))
+
+
+def test_nobody_listens() -> None:
+    began = time.monotonic()
+    with pytest.raises(ConnectionLost, match="--bus"):
+        asyncio.run(KafkaTransport.connect(f"kafka://127.0.0.1:{free_port()}"))
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("server_url", kinds("kafka"), indirect=True)
+def test_a_window_that_is_full_stops_its_partition_only(server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much is done behind an open message, little comes again after a crash; the rest waits in Kafka."""
+    monkeypatch.setattr(group, "Watermark", partial(Watermark, window=8))
+
+    async def check(bus: Transport) -> None:
+        topic = Topic(f"check.{new_id()}", Kind.QUEUE)
+        await bus.declare(topic)
+        await bus.publish(topic.name, [Message(f"{i}", b"", key=b"one") for i in range(40)])
+        reader = await bus.subscribe(topic.name, prefetch=4)
+        (first,) = await take(reader, 1)
+        came = [first.message.id]
+        while some := await reader.receive(max_messages=4, timeout_s=1):
+            came.extend(one.message.id for one in some)
+            await reader.ack(some)
+        assert 8 <= len(came) <= 8 + 4
+        await bus.publish(topic.name, [Message("other", b"")])
+        (other,) = await take(reader, 1)
+        await reader.ack([other, first])
+        while len(came) < 40:
+            some = await take(reader, 1)
+            came.extend(one.message.id for one in some)
+            await reader.ack(some)
+        assert came == [f"{i}" for i in range(40)]
+
+    asyncio.run(with_bus(server_url, check))
+
+
+@pytest.mark.parametrize("server_url", kinds("kafka"), indirect=True)
+def test_who_stays_keeps_its_deliveries(server_url: str) -> None:
+    """Another reader comes: it is given half of the partitions, and only what was unacknowledged of these."""
+
+    async def check(bus: Transport) -> None:
+        topic = Topic(f"check.{new_id()}", Kind.QUEUE)
+        await bus.declare(topic)
+        messages = [Message(new := new_id(), b"", key=new.encode()) for _ in range(64)]
+        await bus.publish(topic.name, messages)
+        old = await bus.subscribe(topic.name)
+        held = await take(old, 64)
+        new = await bus.subscribe(topic.name)
+        with pytest.raises(StaleDelivery) as refused:
+            await old.ack(held)
+        stale = {one.message.id for one in refused.value.deliveries}
+        assert {one.partition for one in held if one.message.id in stale}.isdisjoint(
+            one.partition for one in held if one.message.id not in stale
+        )
+        again = await take(new, len(stale))
+        assert {one.message.id for one in again} == stale
+        await new.ack(again)
+        assert not await new.receive(max_messages=9, timeout_s=0.2)
+        assert not await old.receive(max_messages=9, timeout_s=0.2)
+
+    asyncio.run(with_bus(server_url, check))
+
+
+async def take(reader: Subscription, count: int) -> list[Delivery]:
+    taken: list[Delivery] = []
+    async with asyncio.timeout(20):
+        while len(taken) < count:
+            taken.extend(await reader.receive(max_messages=count - len(taken), timeout_s=1))
+    return taken
+
+
+def test_killed_while_all_is_busy(caplog: pytest.LogCaptureFixture) -> None:
+    """Work goes on where it was, with nothing lost; each side is told while it is away, the log says it twice. Closing
+    while it is away ends, too."""
+    with server("kafka-4.1") as broker:
+        asyncio.run(go_on(broker))
+    lines = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert sum(line.endswith("is back") for line in lines) == 1
+    assert sum("does not answer" in line for line in lines) == 2  # the second time it stays away
+
+
+async def go_on(broker: Server) -> None:
+    sent: list[str] = []
+    done: list[str] = []
+    noted: list[str] = []
+    logged: list[str] = []
+    ending = False
+    async with AsyncExitStack() as stack:
+        bus = await KafkaTransport.connect(broker.url)
+        stack.push_async_callback(bus.aclose)
+        await bus.declare(Topic("work", Kind.QUEUE), Topic("log", Kind.LOG))
+        reader, follower = await bus.subscribe("work", member="slot-0"), await bus.subscribe("log", group="g")
+        troubles: set[type[BusError]] = set()
+
+        async def publish() -> None:
+            while not ending:
+                messages = [Message(new := new_id(), b"x" * 300, key=new.encode()) for _ in range(20)]
+                await insist(partial(bus.publish, "work", messages))
+                sent.extend(message.id for message in messages)
+                await insist(partial(bus.publish, "log", messages[:1]))
+                noted.append(messages[0].id)
+
+        async def read(one: Subscription, into: list[str]) -> None:
+            while True:
+                some = await insist(partial(one.receive, max_messages=50, timeout_s=1))
+                await insist(partial(one.ack, some))
+                into.extend(delivery.message.id for delivery in some)
+
+        async def insist(call: Callable[[], Awaitable[Any]]) -> Any:
+            while True:
+                try:
+                    return await call()
+                except (ConnectionLost, PublishUnconfirmed) as error:
+                    troubles.add(type(error))
+                    await asyncio.sleep(0.1)
+
+        publishing = asyncio.create_task(publish())
+        reading = [asyncio.create_task(read(reader, done)), asyncio.create_task(read(follower, logged))]
+        await until(lambda: len(done) > 200)
+        await asyncio.to_thread(broker.kill)
+        await until(lambda: ConnectionLost in troubles)
+        await asyncio.to_thread(broker.start)
+        before = len(sent)
+        await until(lambda: len(sent) > before + 200)
+        ending = True
+        await publishing
+        await until(lambda: set(done) >= set(sent) and set(logged) >= set(noted))
+        no_loss(sent, done)
+        assert len(logged) == len(set(logged)), "the next message of a log is the one after the last"
+        await asyncio.to_thread(broker.kill)
+        for task in reading:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        began = time.monotonic()
+        await bus.aclose()
+        assert time.monotonic() - began < 15
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
