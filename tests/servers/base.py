@@ -19,7 +19,7 @@ from tests.servers.reaper import Reaper
 __all__ = ["CACHE", "Kind", "Server", "Unavailable", "alone", "free_port", "reaper"]
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crawlbus-tests"
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 100.0
 
 
 class Unavailable(Exception):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from docker.errors import DockerException
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 
-from tests.servers.base import Kind, Server, Unavailable, reaper
+from tests.servers.base import Kind, Server, reaper
 from tests.servers.engine import Engine
 
 __all__ = ["ContainerServer"]
@@ -38,10 +37,7 @@ class ContainerServer(Server):
         if self._started:
             self._container.get_wrapped_container().start()
             return
-        try:
-            self._container.start()
-        except DockerException as error:
-            raise Unavailable(f"the engine has no container of {self._container.image}: {error}") from error
+        self._container.start()
         self._started = True
         reaper().add("container", self._name)
 

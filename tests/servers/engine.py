@@ -95,5 +95,6 @@ def _start(engine: Engine) -> None:
             raise Unavailable(f"dockerd does not start: {(HOME / 'log').read_text()[-500:]}")
         time.sleep(0.05)
     with closing(engine.client()) as client:
+        client.containers.prune()
         if not client.networks.list(names=[NETWORK]):
             client.networks.create(NETWORK)

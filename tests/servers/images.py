@@ -9,9 +9,9 @@ import tempfile
 from contextlib import closing
 from pathlib import Path
 
-from docker.errors import ImageNotFound
+from docker.errors import DockerException, ImageNotFound
 
-from tests.servers.base import CACHE, Kind, alone
+from tests.servers.base import CACHE, Kind, Unavailable, alone
 from tests.servers.engine import Engine
 
 __all__ = ["image_at_hand", "image_for"]
@@ -30,12 +30,17 @@ def image_at_hand(kind: Kind, engine: Engine) -> str | None:
 
 
 def image_for(kind: Kind, engine: Engine) -> str:
-    """The one at hand, or one just built; else the name of the public one, to be pulled."""
+    """The one at hand; else it is built, or pulled. Raises `Unavailable`."""
     with alone(kind.name):
         if found := image_at_hand(kind, engine):
             return found
         if os.geteuid() == 0 and shutil.which("mmdebstrap") and _build(kind, engine):
             return _built_name(kind)
+        try:
+            with closing(engine.client()) as client:
+                client.images.pull(kind.image)
+        except DockerException as error:
+            raise Unavailable(f"the image {kind.image} cannot be pulled: {error}") from error
     return kind.image
 
 
