@@ -54,8 +54,9 @@ def _band(queue: str, band_s: int) -> str:
 
 
 class Banded:
-    """A transport that honours `not_before`, over one that does not; closes it. Never early, at most about a second
-    late. Its own headers, `to` (the queue), `not-before` and `until` (when the band lets it go), never reach a reader.
+    """A transport that honours `not_before`, over one that does not; closes it. It does so for the queues that were
+    declared through it: never more than 5 ms early, at most about a second late. Its own headers, `to` (the queue),
+    `not-before` and `until` (when the band lets it go), never reach a reader.
 
     Where the bus does not `HOLD`, each process that reads a queue forwards from its bands, too.
     """

@@ -10,11 +10,11 @@ from typing import NamedTuple, Self
 from urllib.parse import quote, unquote
 
 from bus.errors import Misconfigured
-from bus.url import hide_secrets, query, scheme
+from bus.url import query, scheme
 
 __all__ = ["Address"]
 
-OPTIONS = ("cafile", "certfile", "heartbeat", "keyfile", "verify")
+OPTIONS = ("ca", "cert", "heartbeat", "key", "verify")
 PORTS = {"amqp": 5672, "amqps": 5671}
 LONGEST_HEARTBEAT_S = 600
 SHORTEST_HEARTBEAT_S = 2  # with 1, an event loop that is busy for two seconds loses all its work
@@ -25,7 +25,7 @@ _HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]+)(?::(?P<port>\d{1,5
 class Address(NamedTuple):
     """`amqp(s)://USER:PASSWORD@HOST:PORT,HOST2/VHOST?OPTIONS`; no path, or `/`, is the virtual host `/`.
 
-    Options: `heartbeat` (whole seconds); of amqps `cafile`, `certfile`, `keyfile`, and `verify=0`, to trust anybody.
+    Options: `heartbeat` (whole seconds); of amqps `ca`, `cert`, `key` (files), and `verify=0`, to trust anybody.
     """
 
     hosts: tuple[str, ...]  # host:port
@@ -47,7 +47,7 @@ class Address(NamedTuple):
         login, _, names = place.rpartition("@")
         user, _, password = login.partition(":")
         user, password = unquote(user) or "guest", unquote(password) or "guest"
-        hosts = tuple(_host(name, kind, url) for name in names.split(","))
+        hosts = tuple(_host(name, kind) for name in names.split(","))
         vhost = unquote(path) or "/"
         heartbeat_s = _heartbeat(options.get("heartbeat"), lease_s)
         tail = f"{quote(vhost, safe='')}?heartbeat={heartbeat_s}"
@@ -70,11 +70,10 @@ class Address(NamedTuple):
         return ", ".join(self.hosts)
 
 
-def _host(name: str, kind: str, url: str) -> str:
+def _host(name: str, kind: str) -> str:
     match = _HOST.fullmatch(name)
     if match is None:
-        shown = hide_secrets(url)
-        raise Misconfigured(f"{shown!r} names no host that can be understood: write it like {kind}://host:5672/")
+        raise Misconfigured(f"the bus URL names no host that can be understood: write it like {kind}://host:5672/")
     port = int(match["port"] or PORTS[kind])
     if not 0 < port < 65536:
         raise Misconfigured(f"port {port} of the bus URL is not between 1 and 65535")
@@ -99,14 +98,14 @@ def _tls(options: Mapping[str, str], kind: str) -> ssl.SSLContext | None:
         return None
     if (verify := options.get("verify", "1")) not in ("0", "1"):
         raise Misconfigured(f"verify={verify!r} of the bus URL is neither 0 nor 1")
-    if "keyfile" in options and "certfile" not in options:
-        raise Misconfigured("the bus URL has keyfile= without certfile=: give both")
+    if "key" in options and "cert" not in options:
+        raise Misconfigured("the bus URL has key= without cert=: give both")
     try:
-        context = ssl.create_default_context(cafile=options.get("cafile"))
-        if "certfile" in options:
-            context.load_cert_chain(options["certfile"], options.get("keyfile"), password=_no_password)
+        context = ssl.create_default_context(cafile=options.get("ca"))
+        if "cert" in options:
+            context.load_cert_chain(options["cert"], options.get("key"), password=_no_password)
     except OSError as error:
-        names = ", ".join(f"{name}={options[name]}" for name in ("cafile", "certfile", "keyfile") if name in options)
+        names = ", ".join(f"{name}={options[name]}" for name in ("ca", "cert", "key") if name in options)
         raise Misconfigured(f"{names} of the bus URL cannot be used: {error.strerror or error}") from None
     if verify == "0":
         context.check_hostname = False
@@ -115,4 +114,4 @@ def _tls(options: Mapping[str, str], kind: str) -> ssl.SSLContext | None:
 
 
 def _no_password() -> str:
-    raise Misconfigured("the file of keyfile= of the bus URL is encrypted: give one without a passphrase")
+    raise Misconfigured("the file of key= of the bus URL is encrypted: give one without a passphrase")

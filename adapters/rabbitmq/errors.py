@@ -65,6 +65,8 @@ def refusal(error: BaseException, topic: str, address: Address) -> BusError:
     if isinstance(error, BusError):
         return error
     if isinstance(error, amqp.ChannelNotFoundEntity):
+        if "down or inaccessible" in str(error):
+            return ConnectionLost(f"RabbitMQ cannot reach queue {topic!r}: the node that holds it is down")
         return Undeclared(f"topic {topic!r} was not declared")
     if isinstance(error, amqp.ChannelAccessRefused):
         return Misconfigured(
@@ -94,11 +96,11 @@ def no_connection(error: BaseException, host: str, address: Address) -> BusError
         )
     if isinstance(cause, ssl.SSLCertVerificationError):
         return Misconfigured(
-            f"the certificate of RabbitMQ at {host} is not trusted ({cause.verify_message}): set cafile= on the bus URL"
+            f"the certificate of RabbitMQ at {host} is not trusted ({cause.verify_message}): set ca= on the bus URL"
         )
     if isinstance(cause, ssl.SSLError):
         return Misconfigured(
-            f"TLS with RabbitMQ at {host} fails ({cause.reason}): see the port, cafile= and certfile= of the bus URL"
+            f"TLS with RabbitMQ at {host} fails ({cause.reason}): see the port, ca= and cert= of the bus URL"
         )
     return ConnectionLost(f"RabbitMQ at {host} is not reachable{_reason(error)}")
 

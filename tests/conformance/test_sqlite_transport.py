@@ -14,6 +14,8 @@ from bus.transport import Subscription
 
 
 class TestSqliteTransport(SharedTransportConformance):
+    blocked_leases = 4.0
+
     @pytest.fixture(autouse=True)
     def _bus(self, tmp_path: Path) -> None:
         self.path = tmp_path / "bus.db"
