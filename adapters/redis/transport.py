@@ -10,10 +10,12 @@ from typing import Any, Self
 from adapters.redis import log, queue
 from adapters.redis.combined import Combined
 from adapters.redis.connection import Server
+from adapters.redis.examine import examine
 from adapters.redis.owners import Owners
 from adapters.redis.topics import TopicRow, declare, find
 from bus.capabilities import Acks, Capabilities, Delay, SeekBy
 from bus.errors import Closed, ConnectionLost, PublishUnconfirmed, Unsupported
+from bus.findings import Finding
 from bus.message import Message
 from bus.topic import Kind, Topic
 from bus.transport import Lag, Start, Subscription
@@ -46,7 +48,7 @@ class RedisTransport:
         self._server = server
         self._owners = Owners(server, lease_s)
         self._topics: dict[str, TopicRow] = {}
-        self._senders: dict[str, Combined[Any, None]] = {}
+        self._senders: dict[str, Combined[Any]] = {}
         self._subscriptions: list[queue.QueueSubscription | log.LogSubscription] = []
         self._closed = False
 
@@ -102,6 +104,11 @@ class RedisTransport:
             return await queue.queue_lag(self._server, row)
         return await log.log_lag(self._server, row, group)
 
+    async def examine(self) -> Sequence[Finding]:
+        """What the doctor wants to know of the server."""
+        self._check_open()
+        return await examine(self._server, "bus")
+
     async def aclose(self) -> None:
         if self._closed:
             return
@@ -123,7 +130,7 @@ class RedisTransport:
             row = self._topics[name] = await find(self._server, name)
         return row
 
-    def _sender(self, row: TopicRow) -> Combined[Any, None]:
+    def _sender(self, row: TopicRow) -> Combined[Any]:
         name, kind = row.topic.name, row.topic.kind
         if name not in self._senders:
             send = partial(queue.put if kind is Kind.QUEUE else log.append, self._server, row)
