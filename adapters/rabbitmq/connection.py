@@ -16,17 +16,18 @@ from aiormq.connection import Connection, TransportFactory
 from aiormq.exceptions import AMQPConnectionError
 
 from adapters.rabbitmq.address import Address
-from adapters.rabbitmq.errors import DRIVER_ERRORS, Silence, lost, no_connection, within
+from adapters.rabbitmq.errors import DRIVER_ERRORS, RPC_S, Silence, lost, no_connection, within
 from bus.backoff import Backoff
 from bus.errors import BusError, Closed, ConnectionLost
 
-__all__ = ["AWAY_S", "Link", "Outage", "close_channel"]
+__all__ = ["AWAY_S", "RETRY_S", "Link", "Outage", "close_channel"]
 
 logger = logging.getLogger(__name__)
 
 AWAY_S = 3.0  # a call waits so long for a connection that is away
 CONNECT_S = 5.0
 CLOSE_S = 3.0
+RETRY_S = 5.0  # the longest pause between two attempts
 READ_BYTES = 256 * 1024
 
 
@@ -95,10 +96,14 @@ class Link:
         finally:
             await close_channel(channel)
 
-    async def open_channel(self, *, confirms: bool = False) -> Channel:
+    async def ask(self, limit_s: float) -> None:
+        """Any question will do: a connection that does not answer in time is given up."""
+        await close_channel(await self.open_channel(limit_s=limit_s))
+
+    async def open_channel(self, *, confirms: bool = False, limit_s: float = RPC_S) -> Channel:
         connection = await self.get()
         try:
-            channel = await within(connection.channel(publisher_confirms=confirms, on_return_raises=True))
+            channel = await within(connection.channel(publisher_confirms=confirms, on_return_raises=True), limit_s)
         except Silence:
             self.drop(connection)
             raise
@@ -133,7 +138,7 @@ class Link:
             self._connection, self._problem = None, lost(_exception(connection.closing))
             self._there.clear()
             self._outage.begin(self, self._problem)
-            backoff = Backoff()
+            backoff = Backoff(longest_s=RETRY_S)
             while self._connection is None:
                 try:
                     self._connection = await self._dial()

@@ -17,12 +17,13 @@ from pamqp.header import ContentHeader
 
 from adapters.rabbitmq.address import Address
 from adapters.rabbitmq.connection import Link
-from adapters.rabbitmq.errors import DRIVER_ERRORS, lost, refusal
+from adapters.rabbitmq.errors import DRIVER_ERRORS, Undeclared, lost, refusal
 from bus.errors import BusError, ConnectionLost, OverLimit, PublishUnconfirmed
 
 __all__ = ["Outgoing", "Publisher"]
 
 CONFIRM_S = 25.0
+EXAMINE_S = 3.0
 IN_FLIGHT = 256  # more is not faster
 AT_ONCE = 128
 DRAIN_BYTES = 64 * 1024  # a larger body waits until the socket has taken it, so that memory stays bounded
@@ -71,7 +72,7 @@ class Publisher:
                     except DRIVER_ERRORS as error:
                         problems.append(error)
         except TimeoutError:
-            self._give_up(channel)
+            await self._examine(channel)
             raise PublishUnconfirmed(
                 f"RabbitMQ has not confirmed {len(messages)} messages for {topic!r} in {CONFIRM_S:.0f} s"
             ) from None
@@ -124,20 +125,24 @@ class Publisher:
                 self._channel = await self._link.open_channel(confirms=True)
             return self._channel
 
-    def _give_up(self, channel: Channel) -> None:
-        """Give up a connection that is silent, but not one that the broker has blocked: it would be blocked again."""
+    async def _examine(self, channel: Channel) -> None:
+        """Give up a connection that is silent: not for the sake of one queue, and not one that an alarm has blocked,
+        as the next one would be blocked, too."""
         ready = channel.connection.ready()
         try:
             ready.send(None)
         except StopIteration:
-            self._link.drop(channel.connection)
+            try:
+                await self._link.ask(EXAMINE_S)
+            except ConnectionLost:
+                pass
         finally:
             ready.close()
 
     def _explain(self, problems: Sequence[BaseException], topic: str, longest: int) -> BusError:
         for error in problems:
             if isinstance(error, amqp.PublishError):
-                return BusError(f"topic {topic!r} was not declared")
+                return Undeclared(f"topic {topic!r} was not declared")
             if too_large := _TOO_LARGE.search(str(error)):
                 self._max_bytes = int(too_large[1])
                 if longest > self._max_bytes:

@@ -13,7 +13,7 @@ from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
 
 from adapters.rabbitmq.address import Address
-from adapters.rabbitmq.connection import AWAY_S, Link, close_channel
+from adapters.rabbitmq.connection import AWAY_S, RETRY_S, Link, close_channel
 from adapters.rabbitmq.errors import DRIVER_ERRORS, lost, refusal, within
 from bus.backoff import Backoff
 from bus.errors import BusError, Closed
@@ -149,7 +149,7 @@ class Reader:
             self._wake()
 
     async def _keep(self) -> None:
-        backoff = Backoff()
+        backoff = Backoff(longest_s=RETRY_S)
         while True:
             await self._lost.wait()
             self._lost.clear()

@@ -17,7 +17,7 @@ from adapters.rabbitmq.publisher import Outgoing, Publisher
 from adapters.rabbitmq.queue import QueueSubscription
 from adapters.rabbitmq.topology import Topology
 from bus.capabilities import Acks, Capabilities, Delay, Durability, SeekBy
-from bus.errors import BusError, Closed, Misconfigured, Unsupported
+from bus.errors import BusError, Closed, Misconfigured, PublishUnconfirmed, Unsupported
 from bus.message import Message
 from bus.topic import Kind, Topic
 from bus.transport import Lag, Start, Subscription
@@ -91,7 +91,8 @@ class RabbitTransport:
             await self._publisher.publish(topic, _outgoing(found, messages))
         except Undeclared:
             self._topology.forget(topic)
-            raise
+            await self._topology.lag(topic)  # deleted? Or is a broker that has just started not ready for it yet?
+            raise PublishUnconfirmed(f"RabbitMQ cannot reach queue {topic!r} now") from None
 
     async def subscribe(
         self, topic: str, *, group: str = "", prefetch: int = 256, start: Start = "committed", member: str = ""
