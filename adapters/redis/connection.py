@@ -89,7 +89,7 @@ class Line:
         if self._connection is not None:
             connection, self._connection = self._connection, None
             try:
-                await connection.disconnect(nowait=True)
+                await connection.disconnect()
             except (RedisError, OSError):
                 pass
 
