@@ -45,6 +45,8 @@ async def within(answer: Awaitable[T], limit_s: float = RPC_S) -> T:
         raise Silence(f"RabbitMQ has not answered in {limit_s:.0f} s")
     if task.cancelled():  # not by us: the driver cancels what waits on a connection that is gone
         raise ConnectionLost("the connection to RabbitMQ is lost")
+    if type(task.exception()) is Exception:  # the same, where it knows no reason
+        raise ConnectionLost("the connection to RabbitMQ is lost") from task.exception()
     return task.result()
 
 
