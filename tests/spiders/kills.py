@@ -224,7 +224,7 @@ class Fleet:
 
     def are_up(self, workers: int) -> None:
         """So many workers have been connected to all since the beginning."""
-        wait_until(lambda: self.log.count("Crawled 0 pages") >= workers, timeout_s=60)
+        wait_until(lambda: self.log.count("Crawled 0 pages") >= workers, timeout_s=90)
 
     @property
     def log(self) -> str:

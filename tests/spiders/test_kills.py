@@ -10,7 +10,7 @@ from tests.spiders.kills import graph, killed_crawl
 from tests.spiders.scene import in_file
 
 
-@pytest.mark.parametrize(("workers", "kills"), [(1, 5), (2, 20)])
+@pytest.mark.parametrize(("workers", "kills"), [(1, 5), (2, 5)])
 def test_random_kills_of_workers_and_consumer(tmp_path: Path, workers: int, kills: int) -> None:
     verdict = killed_crawl(tmp_path, in_file(tmp_path), graph(7), workers=workers, kills=kills, seed=7)
     print(verdict)
