@@ -10,34 +10,33 @@ from typing import Generic, NamedTuple, TypeVar
 __all__ = ["Combined"]
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 
-class _Part(NamedTuple, Generic[T, R]):
+class _Part(NamedTuple, Generic[T]):
     items: Sequence[T]
     cost: int
-    done: asyncio.Future[R]
+    done: asyncio.Future[None]
 
 
-class Combined(Generic[T, R]):
+class Combined(Generic[T]):
     """Sends one batch at a time; what is asked for meanwhile goes together in the next one (group commit:
     DeWitt et al., "Implementation techniques for main memory database systems", 1984). The order is kept."""
 
-    def __init__(self, send: Callable[[list[T]], Awaitable[R]], cost: Callable[[T], int], most: int) -> None:
+    def __init__(self, send: Callable[[list[T]], Awaitable[object]], cost: Callable[[T], int], most: int) -> None:
         self._send, self._cost, self._most = send, cost, most
-        self._parts: deque[_Part[T, R]] = deque()
+        self._parts: deque[_Part[T]] = deque()
         self._task: asyncio.Task[None] | None = None
 
-    async def add(self, items: Sequence[T]) -> list[R]:
-        """Send all, in batches of a cost of at most `most`, or of one item: what came of each. Raises the first error.
+    async def add(self, items: Sequence[T]) -> None:
+        """Send all, in batches of a cost of at most `most`, or of one item. Raises the first error.
 
         Who is cancelled does not know what was sent.
         """
-        return await asyncio.gather(*self._split(items))
+        await asyncio.gather(*self._split(items))
 
-    def _split(self, items: Sequence[T]) -> list[asyncio.Future[R]]:
+    def _split(self, items: Sequence[T]) -> list[asyncio.Future[None]]:
         loop = asyncio.get_running_loop()
-        parts: list[_Part[T, R]] = []
+        parts: list[_Part[T]] = []
         begin = cost = 0
         for i, item in enumerate(items):
             more = self._cost(item)
@@ -59,13 +58,13 @@ class Combined(Generic[T, R]):
             self._task = None
 
     async def _send_next(self) -> None:
-        batch, cost = [self._parts.popleft()], 0
+        batch = [self._parts.popleft()]
         cost = batch[0].cost
         while self._parts and cost + self._parts[0].cost <= self._most:
             batch.append(self._parts.popleft())
             cost += batch[-1].cost
         try:
-            result = await self._send([item for part in batch for item in part.items])
+            await self._send([item for part in batch for item in part.items])
         except Exception as error:
             for part in batch:
                 if not part.done.done():
@@ -73,4 +72,4 @@ class Combined(Generic[T, R]):
         else:
             for part in batch:
                 if not part.done.done():
-                    part.done.set_result(result)
+                    part.done.set_result(None)

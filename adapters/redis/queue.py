@@ -101,7 +101,7 @@ class QueueSubscription(Reader):
             return False
         return token.owner not in self._former or token.id in self._former[token.owner]
 
-    def _combine(self, owner: str) -> Combined[bytes, None]:
+    def _combine(self, owner: str) -> Combined[bytes]:
         return Combined(partial(self._send_acks, owner), lambda _: 1, ACKS)
 
     async def _send_acks(self, owner: str, ids: list[bytes]) -> None:
