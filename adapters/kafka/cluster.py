@@ -22,6 +22,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.offset import OffsetRequest
 
 from adapters.kafka.errors import said
+from adapters.kafka.patience import started
 from adapters.kafka.url import Servers
 from bus.errors import BusError, ConnectionLost, Misconfigured
 
@@ -33,7 +34,8 @@ CONNECT_S = 8.0
 ASK_S = 12.0  # for all attempts of one question
 PAUSE_S = 0.1
 PULSE_S = 2.0
-DEAF_S = 6.0  # a frozen broker takes connections, and says nothing
+DEAF_S = 4.0  # a frozen broker takes connections, and says nothing
+REQUEST_S = 10.0
 EARLIEST, LATEST = -2, -1
 ONLY_COMMIT = (-1, "")  # the generation and the member of one who commits without being in the group
 
@@ -50,7 +52,7 @@ class Cluster:
     def __init__(self, servers: Servers) -> None:
         self.servers = servers
         self.away = False
-        self._client = AIOKafkaClient(request_timeout_ms=int(DEAF_S * 1000), **servers.driver)
+        self._client = AIOKafkaClient(request_timeout_ms=int(REQUEST_S * 1000), **servers.driver)
         self._coordinators: dict[str, int] = {}
         self._listeners: set[Callable[[], None]] = set()
         self._pulse: asyncio.Task[None] | None = None
@@ -59,10 +61,10 @@ class Cluster:
         """Raises `ConnectionLost` where nobody answers, `Misconfigured` where we are refused."""
         await self._knock()
         try:
-            await self._client.bootstrap()
-        except KafkaError:
+            await started(self._client.bootstrap())
+        except BaseException as error:
             await self._client.close()
-            raise self._nobody() from None
+            raise self._nobody() if isinstance(error, KafkaError) else error from None
         self._pulse = asyncio.create_task(self._beat())
 
     async def aclose(self) -> None:
@@ -124,7 +126,7 @@ class Cluster:
         async def ask(leader: int, partitions: list[int]) -> list[tuple[int, int]]:
             wanted = [(partition, offsets[partition]) for partition in partitions if partition in offsets]
             if wanted:
-                answer = await self._client.send(leader, DeleteRecordsRequest([(topic, wanted)], int(DEAF_S * 1000)))
+                answer = await self._client.send(leader, DeleteRecordsRequest([(topic, wanted)], int(REQUEST_S * 1000)))
                 for _, parts, *_ in answer.topics:
                     for part in parts:
                         raise_for(part[2], topic)

@@ -57,6 +57,7 @@ class LogSubscription(Reader):
             self._go_to(first | self._committed)
         else:
             self._go_to(await self._resolve(start))
+        self._listen()
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         self._check_open()

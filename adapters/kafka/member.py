@@ -74,13 +74,9 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc]  # the driver has
             **self._cluster.servers.driver,
         )
         self.consumer.subscribe([self._topic], listener=self)
-        try:
-            with translated(f"join group {self._topic!r}"):
-                async with asyncio.timeout(JOIN_S):
-                    await start(self.consumer)
-        except BaseException:
-            await stop(self.consumer)
-            raise
+        with translated(f"join group {self._topic!r}"):
+            async with asyncio.timeout(JOIN_S):
+                await start(self.consumer)
         self._watch_heartbeat()
 
     async def join_anew(self) -> None:

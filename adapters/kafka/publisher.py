@@ -12,6 +12,7 @@ from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from adapters.kafka.cluster import CONNECT_S, Cluster
 from adapters.kafka.errors import said
+from adapters.kafka.patience import started
 from adapters.kafka.record import HEADER, head
 from adapters.kafka.topics import MESSAGE_BYTES, Place, partition_of
 from bus.errors import Misconfigured, OverLimit, PublishUnconfirmed
@@ -96,7 +97,7 @@ class Publisher:
                 )
                 try:
                     async with asyncio.timeout(CONNECT_S):
-                        await producer.start()
+                        await started(producer.start())
                 except BaseException as error:
                     await _stop(producer)
                     if isinstance(error, KafkaConnectionError | TimeoutError):

@@ -79,6 +79,7 @@ class QueueSubscription(Reader):
         """Join the group, and have the partitions."""
         await self._cluster.find_coordinator(self._name)
         await self._member.join()
+        self._listen()
         self._spawn(self._pump())
         self._spawn(self._commit_from_time_to_time())
         self._spawn(self._tidy())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer
 
 from adapters.kafka.cluster import Cluster
+from adapters.kafka.patience import started
 from adapters.kafka.topics import Place
 from bus.errors import BusError, Closed
 from bus.message import Delivery
@@ -24,7 +25,7 @@ FETCH: dict[str, Any] = {
     "fetch_max_wait_ms": 500,
     "fetch_max_bytes": 8 * 1024 * 1024,
     "max_partition_fetch_bytes": 1024 * 1024,
-    "consumer_timeout_ms": 250,
+    "consumer_timeout_ms": 500,
 }
 USE_UP_S = 60.0
 CLOSE_S = 3.0
@@ -39,7 +40,7 @@ class Reader:
         self._failure: BusError | None = None  # raised by each `receive` until something mends it
         self._waiter: asyncio.Future[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._forget = cluster.on_change(self._ring)
+        self._forget: Callable[[], None] = lambda: None
         self.closed = self._reading = False
 
     async def receive(self, *, max_messages: int, timeout_s: float) -> Sequence[Delivery]:
@@ -82,6 +83,10 @@ class Reader:
         self._ring()
         await self._close()
 
+    def _listen(self) -> None:
+        """It is open: a `receive` that waits hears when the cluster goes away."""
+        self._forget = self._cluster.on_change(self._ring)
+
     @abstractmethod
     def _take(self, max_messages: int) -> Sequence[Delivery]:
         """What is there, now."""
@@ -111,7 +116,11 @@ class Reader:
 async def start(consumer: AIOKafkaConsumer) -> None:
     """The driver would ask for partitions without news while others are not used up; an answer that waits for news
     then holds up the next question, which all need, for half a second."""
-    await consumer.start()
+    try:
+        await started(consumer.start(), lambda: consumer._fetcher is not None)
+    except BaseException:
+        await stop(consumer)
+        raise
     consumer._fetcher._prefetch_backoff = USE_UP_S
 
 
