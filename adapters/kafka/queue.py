@@ -59,7 +59,7 @@ class QueueSubscription(Reader):
     An `ack` closes the delivery; the prefix of each partition that is closed is committed within half a second, and
     before the partition goes to another. So after a crash there come again, of each partition that the dead one had:
     what was unacknowledged (at most `prefetch` of all), what was acknowledged behind the first of these, and half a
-    second of acks; never more than `bus.watermark.WINDOW`.
+    second of acks; never more than `bus.watermark.WINDOW` and `prefetch` of a partition.
     A rebalance leaves valid what is unacknowledged of the partitions that stay; the others' deliveries are stale.
     """
 
@@ -218,8 +218,9 @@ class QueueSubscription(Reader):
     async def _join_anew(self) -> None:
         for number in list(self._parts):
             self._lose(number)
-        backoff = Backoff()
+        backoff = Backoff(first_s=1.0)
         while True:
+            await asyncio.sleep(backoff.next_s())  # what made the driver give up may last
             try:
                 await self._member.join_anew()
                 self._failure = None
@@ -227,7 +228,6 @@ class QueueSubscription(Reader):
             except BusError as error:
                 self._failure = error
                 self._ring()
-                await asyncio.sleep(backoff.next_s())
 
     # having partitions
 

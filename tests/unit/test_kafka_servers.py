@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from adapters.kafka import group
+from adapters.kafka import group, queue
 from adapters.kafka.transport import KafkaTransport
 from bus.errors import BusError, ConnectionLost, Misconfigured, PublishUnconfirmed, StaleDelivery
 from bus.message import Delivery, Message, new_id
 from bus.registry import connect_transport
+from bus.testing import transport_scene as scene
 from bus.testing.checks import no_loss
 from bus.topic import Kind, Topic
 from bus.transport import Subscription, Transport
@@ -179,6 +180,29 @@ def test_who_stays_keeps_its_deliveries(server_url: str) -> None:
         await new.ack(again)
         assert not await new.receive(max_messages=9, timeout_s=0.2)
         assert not await old.receive(max_messages=9, timeout_s=0.2)
+
+    asyncio.run(with_bus(server_url, check))
+
+
+@pytest.mark.parametrize("server_url", kinds("kafka"), indirect=True)
+def test_what_is_done_leaves_the_disk(server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "TIDY_EACH_S", 0.2)
+
+    async def check(bus: Transport) -> None:
+        assert isinstance(bus, KafkaTransport)
+        topic = Topic(f"check.{new_id()}", Kind.QUEUE)
+        await bus.declare(topic)
+        await bus.publish(topic.name, [Message(new := new_id(), b"", key=new.encode()) for _ in range(200)])
+        reader = await bus.subscribe(topic.name)
+        kept, *done = await take(reader, 200)
+        await reader.ack(done)
+
+        async def removed() -> bool:
+            first, end = await bus._cluster.bounds(topic.name)
+            assert first[kept.partition] <= kept.offset, "what is open is still there"
+            return all(first[number] == end[number] for number in end if number != kept.partition)
+
+        await scene.until(removed)
 
     asyncio.run(with_bus(server_url, check))
 
