@@ -83,7 +83,7 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc]  # the driver has
         """After the driver gave up. Whoever was expelled for another of its name has none from then on."""
         self.settled.clear()
         self.life, self._name = OUTSIDE, ""
-        await stop(self.consumer)
+        await self.leave()
         await self.join()
 
     async def leave(self) -> None:
