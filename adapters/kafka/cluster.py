@@ -259,7 +259,7 @@ class Cluster:
             if away != self.away:
                 self.away = away
                 if away:
-                    logger.warning("Kafka at %s does not answer; waiting until it is back", self.servers)
+                    logger.warning("Kafka at %s does not answer: waiting for it", self.servers)
                     self._coordinators.clear()
                 else:
                     logger.warning("Kafka at %s is back", self.servers)
