@@ -32,7 +32,8 @@ class Silence(ConnectionLost):
 async def within(answer: Awaitable[T], limit_s: float = RPC_S) -> T:
     """The broker's answer. Raises `Silence` where there is none, else what the driver raises.
 
-    Does not wait for the driver to tidy up after a call that is given up: that may take as long as the call.
+    A call that is given up goes on until its answer comes or the connection ends: if it were cancelled, the driver
+    would close its channel, and a broker that is just closing it, too, answers by closing the connection.
     """
     task: asyncio.Future[T] = asyncio.ensure_future(answer)
     try:
@@ -40,7 +41,6 @@ async def within(answer: Awaitable[T], limit_s: float = RPC_S) -> T:
     finally:
         if not task.done():
             task.add_done_callback(_forget)
-            task.cancel()
     if not task.done():
         raise Silence(f"RabbitMQ has not answered in {limit_s:.0f} s")
     if task.cancelled():  # not by us: the driver cancels what waits on a connection that is gone

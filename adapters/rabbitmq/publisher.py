@@ -69,14 +69,14 @@ class Publisher:
                 for confirmation in await self._send(channel, messages):
                     try:
                         await confirmation
-                    except DRIVER_ERRORS as error:
+                    except Exception as error:  # the driver's, whatever it is
                         problems.append(error)
         except TimeoutError:
             await self._examine(channel)
             raise PublishUnconfirmed(
                 f"RabbitMQ has not confirmed {len(messages)} messages for {topic!r} in {CONFIRM_S:.0f} s"
             ) from None
-        except DRIVER_ERRORS as error:
+        except (ConnectionLost, *DRIVER_ERRORS) as error:
             problems.append(error)
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -112,9 +112,9 @@ class Publisher:
                 await channel.write_queue.put(ChannelFrame.marshall(channel.number, frames, drained))
                 if drained is not None:
                     await drained
-            except BaseException:
+            except BaseException as error:
                 self._channel = None  # it counts messages that the broker may never see
-                raise
+                raise lost(error) if type(error) is Exception else error from None
         return confirmations
 
     async def _open(self) -> Channel:

@@ -60,11 +60,12 @@ class Topology:
         """It may have been deleted."""
         self._known.pop(name, None)
 
-    async def declare_group(self, topic: str, group: str) -> str:
+    async def declare_group(self, topic: str, group: str) -> None:
         """The stream that holds the positions of a group."""
         name = group_stream(topic, group)
-        await self._make_queue(name, _stream(GROUP_SEGMENT_BYTES) | {"x-max-length-bytes": GROUP_BYTES})
-        return name
+        if name not in self._known:
+            await self._make_queue(name, _stream(GROUP_SEGMENT_BYTES) | {"x-max-length-bytes": GROUP_BYTES})
+            self._known[name] = Topic(name, Kind.LOG)
 
     async def lag(self, topic: str) -> Lag:
         """Of a QUEUE. How much of it is unacknowledged only the management plugin could tell."""

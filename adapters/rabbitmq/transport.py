@@ -12,12 +12,14 @@ from adapters.rabbitmq.address import Address
 from adapters.rabbitmq.connection import Link, Outage
 from adapters.rabbitmq.envelope import seal
 from adapters.rabbitmq.errors import Undeclared
+from adapters.rabbitmq.examine import examine
 from adapters.rabbitmq.log import Logs, LogSubscription
 from adapters.rabbitmq.publisher import Outgoing, Publisher
 from adapters.rabbitmq.queue import QueueSubscription
 from adapters.rabbitmq.topology import Topology
 from bus.capabilities import Acks, Capabilities, Delay, Durability, SeekBy
 from bus.errors import BusError, Closed, Misconfigured, PublishUnconfirmed, Unsupported
+from bus.findings import Finding
 from bus.message import Message
 from bus.topic import Kind, Topic
 from bus.transport import Lag, Start, Subscription
@@ -36,7 +38,7 @@ class RabbitTransport:
     Of a queue, `publish` returns when a majority of its nodes has it on the disk; of a log, in the page cache.
     """
 
-    def __init__(self, address: Address, work: Link, version: tuple[int, ...], outage: Outage) -> None:
+    def __init__(self, address: Address, work: Link, version: str, outage: Outage) -> None:
         self.version = version
         self.capabilities = Capabilities(
             queue_durability=Durability.FSYNC,
@@ -56,7 +58,7 @@ class RabbitTransport:
         self.links = (work, publishing, streams)
         self._work, self._streams = work, streams
         self._publisher = Publisher(publishing, address)
-        self._topology = Topology(work, address, version)
+        self._topology = Topology(work, address, _numbers(version))
         self._logs = Logs(streams, address, self._publisher)
         self._subscriptions: list[QueueSubscription | LogSubscription] = []
         self._closed = False
@@ -69,13 +71,12 @@ class RabbitTransport:
         work = Link(address, "worker", outage)
         properties = (await work.get()).server_properties
         shown = str(properties.get("version", "0"))
-        version = tuple(int(part) for part in shown.split("-")[0].split(".") if part.isdecimal())
-        if version < OLDEST:
+        if _numbers(shown) < OLDEST:
             await work.aclose()
             raise Misconfigured(f"RabbitMQ at {address} is version {shown}: 3.10 or later is needed")
-        limits = "without limit" if version >= (4,) else "by default"
+        limits = "without limit" if _numbers(shown) >= (4,) else "by default"
         logger.info("RabbitMQ %s at %s: quorum queues with deliveries %s, streams", shown, address, limits)
-        return cls(address, work, version, outage)
+        return cls(address, work, shown, outage)
 
     async def declare(self, *topics: Topic) -> None:
         self._check_open()
@@ -120,6 +121,11 @@ class RabbitTransport:
             return await self._topology.lag(topic)
         return await self._logs.lag(topic, group)
 
+    async def examine(self) -> Sequence[Finding]:
+        """Version, rights, alarms."""
+        self._check_open()
+        return await examine(self._work, self._address, self._publisher, self.version)
+
     async def aclose(self) -> None:
         if self._closed:
             return
@@ -136,6 +142,11 @@ class RabbitTransport:
     async def _find(self, topic: str) -> Topic:
         self._check_open()
         return await self._topology.find(topic)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """(4, 3, 6) of `4.3.6-rc.1`."""
+    return tuple(int(part) for part in version.partition("-")[0].split(".") if part.isdecimal())
 
 
 def _outgoing(topic: Topic, messages: Sequence[Message]) -> list[Outgoing]:

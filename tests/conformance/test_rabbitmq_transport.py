@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import aiormq
 import pytest
 
 from adapters.rabbitmq.transport import RabbitTransport
@@ -13,16 +16,31 @@ from bus.testing.transport_scene import until
 from bus.transport import Subscription, Transport
 from tests.servers import kinds
 
+MADE: list[RabbitTransport] = []  # by the check of now
+
+
+async def delete(url: str, topics: Iterable[str]) -> None:
+    async with aiormq.connect(url) as connection:
+        channel = await connection.channel()
+        for name in topics:
+            await channel.queue_delete(name)
+            await channel.exchange_delete(name)
+
 
 class OnRabbitMQ(SharedTransportConformance):
     holds_back = False  # a stream drops its segments by their age alone
 
     @pytest.fixture(autouse=True)
-    def _bus(self, server_url: str) -> None:
+    def _bus(self, server_url: str) -> Iterator[None]:
         self.url = server_url
+        MADE.clear()
+        yield
+        topics = {name for transport in MADE for name in transport._topology._known}
+        asyncio.run(delete(server_url, topics))  # a broker with thousands of quorum queues is slow
 
     async def connect(self) -> Banded:
-        return Banded(await RabbitTransport.connect(self.url, lease_s=self.lease_s))
+        MADE.append(await RabbitTransport.connect(self.url, lease_s=self.lease_s))
+        return Banded(MADE[-1])
 
     async def expel(self, subscription: Subscription) -> None:
         """The broker closes the channel that acks what it was never given."""
