@@ -342,7 +342,7 @@ def test_the_server_is_killed(own: Server, monkeypatch: pytest.MonkeyPatch, capl
         readers = [await transport.subscribe(queue.name), await transport.subscribe(log.name)]
         sent: list[str] = []
         came: list[list[str]] = [[], []]
-        ending = asyncio.Event()
+        ending, published = asyncio.Event(), asyncio.Event()
 
         async def publish() -> None:
             while not ending.is_set():
@@ -350,9 +350,10 @@ def test_the_server_is_killed(own: Server, monkeypatch: pytest.MonkeyPatch, capl
                 for topic in (queue, log):
                     await persist(partial(transport.publish, topic.name, messages))
                 sent.extend(ids(messages))
+            published.set()
 
         async def read(turn: int) -> None:
-            while not ending.is_set() or not came[turn] or not set(sent) <= set(came[turn]):
+            while not published.is_set() or not set(sent) <= set(came[turn]):
                 try:
                     some = await readers[turn].receive(max_messages=64, timeout_s=0.2)
                     came[turn].extend(ids(some))
