@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -15,7 +16,8 @@ from bus.message import Message
 
 __all__ = ["BARE", "AioKafka", "AioPika", "RedisPy", "Side"]
 
-PARTITIONS = 16  # as crawlbus gives a queue
+PARTITIONS = 16  # of a topic, as crawlbus gives a queue
+COMMIT_EACH_S = 0.5  # as crawlbus does
 
 
 class Side(Protocol):
@@ -78,7 +80,7 @@ class AioPika:
 
 
 class AioKafka:
-    """`acks=all` and idempotence, as many partitions as ours; the prefix of what was read is committed."""
+    """`acks=all` and idempotence, as many partitions as ours; what was read is committed as often as ours."""
 
     async def open(self, url: str, queue: str, in_flight: int) -> None:
         self._servers, self._queue = url.removeprefix("kafka://"), queue
@@ -88,6 +90,8 @@ class AioKafka:
         self._producer = AIOKafkaProducer(bootstrap_servers=self._servers, enable_idempotence=True)
         await self._producer.start()
         self._consumer: AIOKafkaConsumer | None = None
+        self._ends: dict[TopicPartition, int] = {}
+        self._commit_at = 0.0
 
     async def publish(self, batch: Sequence[Message]) -> None:
         sent = [await self._producer.send(self._queue, message.body, key=message.key) for message in batch]
@@ -107,10 +111,11 @@ class AioKafka:
 
     async def ack(self, batch: Sequence[Any]) -> None:
         assert self._consumer is not None
-        ends: dict[TopicPartition, int] = {}
         for record in batch:
-            ends[TopicPartition(record.topic, record.partition)] = record.offset + 1
-        await self._consumer.commit(ends)
+            self._ends[TopicPartition(record.topic, record.partition)] = record.offset + 1
+        if time.monotonic() >= self._commit_at:
+            self._commit_at = time.monotonic() + COMMIT_EACH_S
+            await self._consumer.commit(self._ends)
 
     async def aclose(self) -> None:
         if self._consumer is not None:

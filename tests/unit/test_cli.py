@@ -200,7 +200,8 @@ def test_status_is_as_documented(run: Run) -> None:
         row = await job_row(status, transport, "crawlbus.")
         assert row.as_json() == {
             "job": "shop", "spider": "shop", "state": "running", "open": 2, "queued": 1, "in_flight": 1, "delayed": 1,
-            "dead": 2, "items_published": 5, "items_stored": {"default": 3}, "workers": 1, "waiting": 0, "unaccounted": 0,
+            "dead": 2, "items_published": 5, "items_stored": {"default": 3}, "workers": 1, "waiting": 0,
+            "unaccounted": 0,
         }  # fmt: skip
 
     run("config")  # in the empty directory
