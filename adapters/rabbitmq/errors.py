@@ -45,8 +45,9 @@ async def within(answer: Awaitable[T], limit_s: float = RPC_S) -> T:
         raise Silence(f"RabbitMQ has not answered in {limit_s:.0f} s")
     if task.cancelled():  # not by us: the driver cancels what waits on a connection that is gone
         raise ConnectionLost("the connection to RabbitMQ is lost")
-    if type(task.exception()) is Exception:  # the same, where it knows no reason
-        raise ConnectionLost("the connection to RabbitMQ is lost") from task.exception()
+    error = task.exception()
+    if type(error) is Exception or isinstance(error, StopAsyncIteration):  # the same, where it knows no reason
+        raise ConnectionLost("the connection to RabbitMQ is lost") from error
     return task.result()
 
 

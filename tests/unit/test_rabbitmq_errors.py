@@ -13,7 +13,12 @@ from bus.errors import ConnectionLost
 
 @pytest.mark.parametrize(
     ("thrown", "told"),
-    [(Exception, ConnectionLost), (asyncio.CancelledError, ConnectionLost), (ChannelClosed, AMQPError)],
+    [
+        (Exception, ConnectionLost),
+        (StopAsyncIteration, ConnectionLost),
+        (asyncio.CancelledError, ConnectionLost),
+        (ChannelClosed, AMQPError),
+    ],
 )
 def test_a_call_that_it_gives_up_is_a_lost_connection(thrown: type[BaseException], told: type[BaseException]) -> None:
     async def call() -> None:
