@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from bus.backoff import Backoff
 from bus.capabilities import Capabilities, Delay
-from bus.errors import BusError, Closed, ConnectionLost, PublishUnconfirmed, StaleDelivery
+from bus.errors import BusError, Closed, ConnectionLost, Misconfigured, PublishUnconfirmed, StaleDelivery
 from bus.findings import Examined, Finding
 from bus.message import Delivery, Message
 from bus.topic import LANES, Kind, Topic
@@ -54,9 +54,9 @@ def _band(queue: str, band_s: int) -> str:
 
 
 class Banded:
-    """A transport that honours `not_before`, over one that does not; closes it. It does so for the queues that were
-    declared through it: never more than 5 ms early, at most about a second late. Its own headers, `to` (the queue),
-    `not-before` and `until` (when the band lets it go), never reach a reader.
+    """A transport that honours `not_before`, over one that does not; closes it. Never more than 5 ms early, at most about
+    a second late. Its own headers, `to` (the queue), `not-before` and `until` (when the band lets it go), never reach a
+    reader.
 
     Where the bus does not `HOLD`, each process that reads a queue forwards from its bands, too.
     """
@@ -65,7 +65,7 @@ class Banded:
         self.inner = inner
         self.capabilities: Capabilities = replace(inner.capabilities, delay=Delay.BANDS)
         self._holds = inner.capabilities.delay is Delay.HOLDS
-        self._queues: set[str] = set()
+        self._banded: dict[str, bool] = {}  # by topic: is it a QUEUE?
         self._forwarders: dict[str, _Forwarder] = {}
 
     async def declare(self, *topics: Topic) -> None:
@@ -73,11 +73,23 @@ class Banded:
         queues = [topic for topic in topics if topic.kind is Kind.QUEUE]
         more = {band.name: band for queue in queues for band in bands(queue.name)}
         await self.inner.declare(*topics, *more.values())
-        self._queues.update(queue.name for queue in queues)
+        self._banded.update((topic.name, topic.kind is Kind.QUEUE) for topic in topics)
+
+    async def _is_banded(self, topic: str) -> bool:
+        """Of a topic that only others have declared, too. Raises `BusError` where nobody has."""
+        if topic not in self._banded:
+            await self.inner.lag(topic)
+            try:
+                await self.inner.declare(Topic(topic, Kind.QUEUE))
+            except Misconfigured:
+                self._banded[topic] = False
+            else:
+                await self.declare(Topic(topic, Kind.QUEUE))
+        return self._banded[topic]
 
     async def publish(self, topic: str, messages: Sequence[Message]) -> None:
         """What is due goes straight to its queue, the rest to its bands; returns when all is confirmed."""
-        if topic not in self._queues or not any(message.not_before for message in messages):
+        if not any(message.not_before for message in messages) or not await self._is_banded(topic):
             await self.inner.publish(topic, messages)
             return
         calls: dict[str, list[Message]] = {}
@@ -98,8 +110,9 @@ class Banded:
     async def subscribe(
         self, topic: str, *, group: str = "", prefetch: int = 256, start: Start = "committed", member: str = ""
     ) -> Subscription:
+        banded = await self._is_banded(topic)
         inner = await self.inner.subscribe(topic, group=group, prefetch=prefetch, start=start, member=member)
-        if topic not in self._queues:
+        if not banded:
             return inner
         forwarder = None
         if not self._holds:
@@ -110,7 +123,7 @@ class Banded:
     async def lag(self, topic: str, *, group: str = "") -> Lag:
         """`delayed` is that of all lanes together, and told for the queue without a lane only."""
         lag = await self.inner.lag(topic, group=group)
-        if topic not in self._queues:
+        if not await self._is_banded(topic):
             return lag
         if topic != _base(topic):
             return replace(lag, delayed=0)
