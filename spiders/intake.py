@@ -51,18 +51,15 @@ class Intake:
 
     async def run(self) -> None:
         """Until cancelled."""
-        worker, backoff = self._worker, Backoff()
+        backoff = Backoff()
         while True:
             try:
                 await self._turn()
             except ConnectionLost as error:
                 OUTAGE.begin(self, error)
-                worker.bus_away = True
                 await asyncio.sleep(backoff.next_s())
-                continue
-            if worker.bus_away:
+            else:
                 OUTAGE.end(self)
-                worker.bus_away = False
                 backoff.reset()
 
     async def _turn(self) -> None:

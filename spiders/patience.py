@@ -39,6 +39,10 @@ class Outage:
             if not self._waiting:
                 logger.warning("going on after %.0f s", time.monotonic() - self._began_s)
 
+    def holds_others(self, who: object) -> bool:
+        """Does anybody else wait? Asked by one who reaches the state: they wait for the bus then."""
+        return bool(self._waiting - {who})
+
 
 OUTAGE = Outage()
 

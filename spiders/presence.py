@@ -52,8 +52,8 @@ class Presence:
 
     async def report(self) -> JobStatus | None:
         """Tell how this worker stands."""
-        worker = self._worker
-        report = WorkerReport(worker.id, worker.in_flight.begun, len(worker.ready), bus_away=worker.bus_away)
+        worker, away = self._worker, OUTAGE.holds_others(self)
+        report = WorkerReport(worker.id, worker.in_flight.begun, len(worker.ready), bus_away=away)
         return await worker.state.report(worker.job, report)
 
     async def _look(self) -> None:

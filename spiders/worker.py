@@ -89,7 +89,6 @@ class Worker:
         self.failed: BaseException | None = None
         self.retry_priority = crawler.settings.getint("RETRY_PRIORITY_ADJUST")
         self.in_flight = InFlight(crawler.settings.getint("CONCURRENT_REQUESTS") + SPARE_IN_FLIGHT)
-        self.bus_away = False
         self.last: JobStatus | None = None
         self.pages_of_others = 0  # finished by the rest of the fleet, at the last look
         self._armed = self._opened = False
