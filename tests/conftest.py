@@ -19,8 +19,9 @@ def server_url(request: pytest.FixtureRequest) -> str:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Start all that will be asked for, side by side, while the first tests run."""
-    if session.config.option.collectonly:
+    """Start all that will be asked for, side by side, while the first tests run. Of several processes each has servers
+    of its own, and starts them as it needs them."""
+    if session.config.option.collectonly or "PYTEST_XDIST_WORKER" in os.environ:
         return
     specs = (getattr(item, "callspec", None) for item in session.items)
     for kind in sorted(
