@@ -147,7 +147,7 @@ def killed_crawl(
     kills: int,
     seed: int,
     start: str | None = None,
-    timeout_s: float = 120,
+    timeout_s: float = 300,
 ) -> Verdict:
     """Crawl a known site into SQLite with so many random kills: by a spider, or by the URL of its page `start`.
     Raises `AssertionError` where it did not end well."""

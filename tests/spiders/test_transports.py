@@ -12,6 +12,7 @@ from tests.spiders.kills import Fleet, compare, graph, killed_crawl
 from tests.spiders.places import SERVERS, new_place
 from tests.spiders.scene import wait_until
 
+pytestmark = pytest.mark.timeout(240)
 STALE = "deliveries were no longer ours"
 
 
