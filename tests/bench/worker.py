@@ -160,7 +160,12 @@ def _child(order: dict[str, object], folder: Path) -> tuple[int, resource.struct
             cwd=folder, stdout=stdout, stderr=stderr,
             env={**environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )  # fmt: skip
-        _, status, usage = os.wait4(child.pid, 0)
+        try:
+            _, status, usage = os.wait4(child.pid, 0)
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
         child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode != 0:
         raise WrongCrawl(f"{order['contestant']} ended with exit code {child.returncode}:\n{log.read_text()[-3000:]}")
