@@ -11,8 +11,9 @@ from redis import exceptions
 from adapters.redis.address import Address
 from bus.errors import BusError, ConnectionLost, Misconfigured, StorageFailed, TransportError
 
-__all__ = ["Moved", "Refused", "translate"]
+__all__ = ["RIGHTS", "Moved", "Refused", "translate"]
 
+RIGHTS = "~crawlbus:* ~{crawlbus* +@all"  # keys of the bus begin with the one, those of the state with the other
 _AWAY = re.compile(r"\b(LOADING|BUSY|MASTERDOWN|CLUSTERDOWN|UNKILLABLE|max number of clients)\b")
 _FULL = re.compile(r"\bOOM\b")
 _MISCONF = re.compile(r"\bMISCONF\b")
@@ -47,9 +48,7 @@ def translate(error: Exception, address: Address) -> BusError:
     if isinstance(error, exceptions.AuthenticationError):
         return Misconfigured(f"{where}: the server refuses the user or the password: mend them in the URL")
     if _RIGHTS.search(text):
-        return Misconfigured(
-            f"{where}: this user may not do what is needed: ACL SETUSER NAME ~crawlbus* +@all ({error})"
-        )
+        return Misconfigured(f"{where}: this user may not do what is needed: ACL SETUSER NAME {RIGHTS} ({error})")
     if _DATABASE.search(text):
         return Misconfigured(f"{where}: there is no such database: choose a lower number, or raise `databases` there")
     if _FULL.search(text):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from adapters.redis.connection import Server
+from adapters.redis.errors import RIGHTS
 from bus.errors import BusError, Misconfigured
 from bus.findings import NOTE, OK, Finding, clock, fault
 from bus.message import new_id
@@ -66,6 +67,6 @@ async def _rights(server: Server, what: str) -> Finding:
     try:
         await server.call("EVAL", source, 1, key)
     except BusError as error:
-        mend = f"give the user of the --{what} URL all commands on the keys crawlbus:*"
+        mend = f"give the user of the --{what} URL its rights: ACL SETUSER NAME {RIGHTS}"
         return fault(what, Misconfigured(f"it may not be written: {error}"), mend)
     return Finding(what, OK, "it may be written, and runs scripts")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import struct
 import sys
 import time
@@ -19,9 +20,13 @@ from hypothesis import settings as options
 from hypothesis import strategies as st
 
 from adapters.redis.state import RedisState
+from adapters.redis.transport import RedisTransport
 from bus.errors import BusError, ConnectionLost, Misconfigured, StorageFailed
+from bus.findings import FAULT
+from bus.message import Message
 from bus.state import Arrival, Job, JobState
 from bus.testing.state_scene import page_id, pages
+from bus.topic import Kind, Topic
 from tests.servers import Server, server, shared_url
 
 T = TypeVar("T")
@@ -221,6 +226,39 @@ def test_passwords(own: Server) -> None:
         )
     error = refusal(f"redis://reader:{SECRET}@{place}", lambda state, job: state.mark(job, pages("a")))
     assert isinstance(error, Misconfigured) and "ACL SETUSER" in str(error)
+
+
+def test_who_does_what_the_error_says_has_all_rights(own: Server) -> None:
+    """For the state and for the bus, and for what the doctor tries."""
+    place = own.url.removeprefix("redis://")
+    with redis.Redis.from_url(own.url) as client:
+        client.execute_command("ACL", "SETUSER", "crawl", "on", ">s3cr/t", "+@all")
+        error = refusal(f"redis://crawl:{SECRET}@{place}")
+        said = re.search(r"ACL SETUSER NAME ([^()]*) \(", str(error))
+        assert said, error
+        client.execute_command("ACL", "SETUSER", "crawl", *said[1].split())
+        client.execute_command("ACL", "SETUSER", "crawl", "-config")
+
+    async def scene(state: RedisState, job: Job) -> None:
+        await state.acquire(job, "worker:w", "w")
+        await state.mark(job, pages("a"))
+        await state.arrive(job, [Arrival(pages("a")[0], "m")])
+        await state.restart("shop")
+        assert not [finding for finding in await state.examine() if finding.verdict == FAULT]
+        transport = await RedisTransport.connect(f"redis://crawl:{SECRET}@{place}")
+        try:
+            topics = [Topic("acl.queue", Kind.QUEUE), Topic("acl.log", Kind.LOG, 60.0)]
+            await transport.declare(*topics)
+            for topic in topics:
+                reader = await transport.subscribe(topic.name, group="g")
+                await transport.publish(topic.name, [Message("m", b"")])
+                await reader.ack(await reader.receive(max_messages=1, timeout_s=5))
+                await transport.lag(topic.name, group="g")
+            assert not [finding for finding in await transport.examine() if finding.verdict == FAULT]
+        finally:
+            await transport.aclose()
+
+    play(scene, f"redis://crawl:{SECRET}@{place}")
 
 
 @pytest.mark.parametrize("own", [{"appendonly": "no"}], indirect=True)
