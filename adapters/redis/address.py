@@ -16,6 +16,7 @@ Setting = Literal["bus", "state"]
 PORT = 6379
 SENTINEL_PORT = 26379
 OPTIONS = ("ca", "cert", "key", "verify", "volatile")
+TLS_OPTIONS = {"ca", "cert", "key", "verify"}
 
 
 class Host(NamedTuple):
@@ -58,7 +59,7 @@ def parse(url: str, setting: Setting) -> Address:
     place, _, path = base.partition("/")
     login, _, hosts = place.rpartition("@")
     username, _, password = login.partition(":")
-    options = _options(url, setting)
+    options = _options(kind, url, setting)
     service, db = _service_and_db(kind, path.strip("/"), setting)
     return Address(
         scheme=kind,
@@ -69,7 +70,7 @@ def parse(url: str, setting: Setting) -> Address:
         username=unquote(username) or None,
         password=unquote(password) or None,
         volatile=options.get("volatile", "0") == "1",
-        tls=_tls(options, setting) if kind == "rediss" or options.keys() & {"ca", "cert", "key", "verify"} else None,
+        tls=_tls(options, setting) if kind == "rediss" or options.keys() & TLS_OPTIONS else None,
     )
 
 
@@ -77,11 +78,17 @@ def _wrong(setting: Setting, what: str) -> Misconfigured:
     return Misconfigured(f"--{setting} (CRAWLBUS_{setting.upper()}): {what}")
 
 
-def _options(url: str, setting: Setting) -> dict[str, str]:
+def _options(kind: str, url: str, setting: Setting) -> dict[str, str]:
     options = query(url)
-    for name in options:
+    for name, value in options.items():
         if name not in OPTIONS:
             raise _wrong(setting, f"a Redis URL has no option {name!r}: it takes {', '.join(OPTIONS)}")
+        if name in ("verify", "volatile") and value not in ("0", "1"):
+            raise _wrong(setting, f"{name}={value!r} of the URL is neither 0 nor 1")
+        if name in TLS_OPTIONS and kind == "redis":
+            raise _wrong(setting, f"the URL has {name}=, which is of use with rediss:// only: write rediss://")
+    if "key" in options and "cert" not in options:
+        raise _wrong(setting, "the URL has key= without cert=: give both")
     return options
 
 

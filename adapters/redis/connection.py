@@ -289,7 +289,7 @@ def _refusal(info: Mapping[str, str], address: Address, *, again: bool) -> BusEr
             "or accept that with ?volatile=1"
         )
     policy = info.get("maxmemory_policy", "noeviction")
-    if info.get("maxmemory", "0") != "0" and policy.startswith("allkeys"):
+    if info.get("maxmemory", "0") != "0" and policy != "noeviction":  # volatile-* drops leases
         return Misconfigured(
             f"{where}: this Redis drops keys as it fills ({policy}): set `maxmemory-policy noeviction` there, "
             "or accept that with ?volatile=1"

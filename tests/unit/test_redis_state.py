@@ -269,7 +269,12 @@ def test_a_server_that_keeps_nothing_must_be_accepted(own: Server) -> None:
     asyncio.run(connects(f"{own.url}?volatile=1"))
 
 
-@pytest.mark.parametrize("own", [{"maxmemory": "1gb", "maxmemory-policy": "allkeys-lru"}], indirect=True)
+@pytest.mark.parametrize(
+    "own",
+    [{"maxmemory": "1gb", "maxmemory-policy": policy} for policy in ("allkeys-lru", "volatile-ttl")],
+    indirect=True,
+    ids=["any", "those that expire"],
+)
 def test_a_server_that_drops_keys_must_be_accepted(own: Server) -> None:
     error = refusal(own.url)
     assert isinstance(error, Misconfigured)
@@ -313,6 +318,11 @@ def test_a_server_that_will_not_write(own: Server) -> None:
         ("redis://127.0.0.1,127.0.0.2/0", "takes one host"),
         ("redis://127.0.0.1/0?persist=0", "has no option 'persist'"),
         ("rediss://127.0.0.1/0?ca=nowhere.pem", "no file nowhere.pem"),
+        ("rediss://127.0.0.1/0?verify=foo", "verify='foo' of the URL is neither 0 nor 1"),
+        ("redis://127.0.0.1/0?volatile=yes", "volatile='yes' of the URL is neither 0 nor 1"),
+        ("redis://127.0.0.1/0?verify=0", "has verify=, which is of use with rediss:// only"),
+        ("redis://127.0.0.1/0?volatile=1&ca=nowhere.pem", "has ca=, which is of use with rediss:// only"),
+        ("rediss://127.0.0.1/0?key=pyproject.toml", "has key= without cert="),
     ],
 )
 def test_urls_that_lead_nowhere(url: str, text: str) -> None:
