@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from bus.backoff import Backoff
 from bus.capabilities import Capabilities, Delay
-from bus.errors import BusError, Closed, ConnectionLost, Misconfigured, PublishUnconfirmed, StaleDelivery
+from bus.errors import BusError, Closed, ConnectionLost, PublishUnconfirmed, StaleDelivery
 from bus.findings import Examined, Finding
 from bus.message import Delivery, Message
 from bus.topic import LANES, Kind, Topic
@@ -54,9 +54,9 @@ def _band(queue: str, band_s: int) -> str:
 
 
 class Banded:
-    """A transport that honours `not_before`, over one that does not; closes it. Never more than 5 ms early, at most about
-    a second late. Its own headers, `to` (the queue), `not-before` and `until` (when the band lets it go), never reach a
-    reader.
+    """A transport that honours `not_before`, over one that does not; closes it. Never more than 5 ms early, at most
+    about a second late. Its own headers, `to` (the queue), `not-before` and `until` (when the band lets it go), never
+    reach a reader.
 
     Where the bus does not `HOLD`, each process that reads a queue forwards from its bands, too.
     """
@@ -78,10 +78,7 @@ class Banded:
     async def _is_banded(self, topic: str) -> bool:
         """Of a topic that only others have declared, too. Raises `BusError` where nobody has."""
         if topic not in self._banded:
-            await self.inner.lag(topic)
-            try:
-                await self.inner.declare(Topic(topic, Kind.QUEUE))
-            except Misconfigured:
+            if (await self.inner.lag(topic)).end is not None:
                 self._banded[topic] = False
             else:
                 await self.declare(Topic(topic, Kind.QUEUE))
@@ -159,8 +156,7 @@ class _Reader:
     async def receive(self, *, max_messages: int, timeout_s: float) -> Sequence[Delivery]:
         deadline = time.monotonic() + timeout_s
         while True:
-            if self._forwarder is not None:
-                self._forwarder.check()
+            self._check()
             left_s = max(0.0, deadline - time.monotonic())
             due = self._due_of(await self._inner.receive(max_messages=max_messages, timeout_s=left_s))
             if self._early:
@@ -180,11 +176,16 @@ class _Reader:
                 due.append(delivery._replace(message=message._replace(not_before=None)))
         return due
 
-    def _return(self) -> None:
+    def _check(self) -> None:
+        """Raises what keeps messages from going on."""
+        if self._forwarder is not None:
+            self._forwarder.check()
         if self._returning is not None and self._returning.done():
-            self._returning.result()
-            self._returning = None
-        if self._returning is None:
+            returning, self._returning = self._returning, None
+            returning.result()
+
+    def _return(self) -> None:
+        if self._returning is None or self._returning.done():
             self._returning = asyncio.create_task(self._return_all())
 
     async def _return_all(self) -> None:
@@ -222,6 +223,7 @@ class _Forwarder:
     def join(self) -> None:
         self._readers += 1
         if self._readers == 1:
+            self._failure = None
             self._tasks = [asyncio.create_task(self._run(band)) for band in bands(self._queue)]
 
     async def leave(self) -> None:

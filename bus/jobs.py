@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from bus.errors import Misconfigured
+from bus.errors import BusError, Misconfigured, TransportError
 from bus.state import JobState, JobStatus, State
 from bus.topic import LANES, request_queue
-from bus.transport import Transport
+from bus.transport import Lag, Transport
 
 __all__ = ["NO_JOB", "STATE_COLOURS", "JobRow", "exit_code_of", "job_row", "the_job"]
 
@@ -71,10 +71,18 @@ async def job_row(status: JobStatus, transport: Transport | None, prefix: str) -
 
 async def _depth(transport: Transport, prefix: str, job: str) -> tuple[int | None, int | None]:
     """Requests that wait to be delivered, and those that wait for their time, over all lanes."""
-    queues = [request_queue(prefix, job, lane) for lane in LANES]
-    await transport.declare(*queues)
-    lags = [await transport.lag(queue.name) for queue in queues]
+    lags = [await _lag(transport, request_queue(prefix, job, lane).name) for lane in LANES]
     return _sum([lag.ready for lag in lags]), _sum([lag.delayed for lag in lags])
+
+
+async def _lag(transport: Transport, queue: str) -> Lag:
+    """To look makes no queue: where nobody has declared it nothing waits."""
+    try:
+        return await transport.lag(queue)
+    except TransportError:
+        raise
+    except BusError:
+        return Lag(0, 0, 0, exact=True)
 
 
 def _sum(numbers: Sequence[int | None]) -> int | None:

@@ -14,6 +14,7 @@ __all__ = ["PARENT_FD", "READY_FD", "Child", "ChildFailed"]
 PARENT_FD = "CRAWLBUS_PARENT_FD"  # a pipe that closes when the parent dies
 READY_FD = "CRAWLBUS_READY_FD"  # a pipe that hears of the first fetch
 BACKOFF_S = (0.5, 30.0)
+KILLED_S = 4.0  # the longest pause after a kill from outside, which may be for want of memory
 FAILURES = 3
 NOT_REACHABLE = 3
 LIVED_S = 5.0
@@ -65,15 +66,16 @@ class Child:
                 return code
             if self._stopping:
                 return max(code, 0)  # below nought: the signal came before it could take one
-            well = ready or -code in FROM_OUTSIDE or (code < 0 and not self._tells_ready)
+            outside = -code in FROM_OUTSIDE or (code < 0 and not self._tells_ready)
             if not (lived and code == NOT_REACHABLE):
-                failures = 0 if well else failures + 1
-            pause_s = BACKOFF_S[0] if well else pause_s
+                failures = 0 if ready or outside else failures + 1
+            if ready:
+                pause_s = BACKOFF_S[0]
             if failures >= FAILURES or (code == 2 and not ready):
                 raise ChildFailed(code if code > 0 else 1, errors)
             self.restarts += 1
             await asyncio.sleep(pause_s * (0.5 + random() / 2))
-            pause_s = min(2 * pause_s, BACKOFF_S[1])
+            pause_s = min(2 * pause_s, KILLED_S if outside else BACKOFF_S[1])
 
     async def _once(self) -> tuple[int, bool, str]:
         parent_read, parent_write = os.pipe()

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 IDLE_LOOK_S, BUSY_LOOK_S = 0.1, 0.2
 REPORT_S = 2.0
+BUS_LOOK_S = 5.0
 
 
 class Presence:
@@ -84,6 +85,7 @@ class SlowEnd:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._since_s: float | None = None
+        self._next_s = float("-inf")  # a fleet that is idle need not ask its bus ten times a second
 
     async def look(self, status: JobStatus, now_s: float) -> JobState:
         """End the job if it is time; returns its state."""
@@ -91,7 +93,9 @@ class SlowEnd:
         if not (idle and status.start_ended and not status.loading and not status.forever):
             self._since_s = None
         elif self._since_s is None:
-            self._since_s = now_s if await self._empty(len(status.workers)) else None
+            if now_s >= self._next_s:
+                self._next_s = now_s + BUS_LOOK_S
+                self._since_s = now_s if await self._empty(len(status.workers)) else None
         elif now_s - self._since_s > 2 * LEASE_S:
             if not await self._empty(len(status.workers)):
                 self._since_s = None

@@ -112,9 +112,7 @@ class Worker:
         lanes = {lane: request_queue(options.prefix, name, lane) for lane in LANES}
         logs = item_log(options.prefix, options.retention_s), dead_log(options.prefix, options.retention_s)
         await self.transport.declare(*lanes.values(), *logs)
-        status = await self.state.join(name, spider=spider.name)
-        self.job = status.job
-        await self.state.acquire(self.job, f"worker:{self.id}", self.id)
+        status = await self._join(name)
         status = await self.state.report(self.job, WorkerReport(self.id, 0, 0)) or status
         self._refuse_shared_feeds(status)
         if self.forever:
@@ -144,6 +142,14 @@ class Worker:
         if status.state is JobState.FINISHED and not self.forever:
             logger.info("job %s is finished; `crawlbus crawl --restart` crawls it anew", name)
             self.end()
+
+    async def _join(self, name: str) -> JobStatus:
+        """Until it has a lease: a restart may come in between."""
+        while True:
+            status = await self.state.join(name, spider=self.spider.name)
+            self.job = status.job
+            if await self.state.acquire(self.job, f"worker:{self.id}", self.id):
+                return status
 
     def _arm(self) -> None:
         """Earlier, waking the engine raises."""
