@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from typing import Any
 
 from aiokafka.client import AIOKafkaClient, CoordinationType
@@ -22,7 +21,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.offset import OffsetRequest
 
 from adapters.kafka.errors import said
-from adapters.kafka.patience import started
+from adapters.kafka.patience import failure, started
 from adapters.kafka.url import Servers
 from bus.errors import BusError, ConnectionLost, Misconfigured
 
@@ -56,6 +55,7 @@ class Cluster:
         self._coordinators: dict[str, int] = {}
         self._listeners: set[Callable[[], None]] = set()
         self._pulse: asyncio.Task[None] | None = None
+        self._broken: BusError | None = None  # the pulse has ended
 
     async def start(self) -> None:
         """Raises `ConnectionLost` where nobody answers, `Misconfigured` where we are refused."""
@@ -66,12 +66,13 @@ class Cluster:
             await self._client.close()
             raise self._nobody() if isinstance(error, KafkaError) else error from None
         self._pulse = asyncio.create_task(self._beat())
+        self._pulse.add_done_callback(self._ended)
 
     async def aclose(self) -> None:
-        if self._pulse is not None:
-            self._pulse.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._pulse
+        if (pulse := self._pulse) is not None:
+            self._pulse = None
+            pulse.cancel()
+            await asyncio.gather(pulse, return_exceptions=True)
         await self._client.close()
 
     def on_change(self, listener: Callable[[], None]) -> Callable[[], None]:
@@ -79,8 +80,9 @@ class Cluster:
         self._listeners.add(listener)
         return lambda: self._listeners.discard(listener)
 
-    def lost(self) -> ConnectionLost:
-        return ConnectionLost(f"Kafka at {self.servers} does not answer")
+    def lost(self) -> BusError:
+        """Why nothing can be asked: `ConnectionLost` while nobody answers."""
+        return self._broken or ConnectionLost(f"Kafka at {self.servers} does not answer")
 
     # questions
 
@@ -263,8 +265,19 @@ class Cluster:
                     self._coordinators.clear()
                 else:
                     logger.warning("Kafka at %s is back", self.servers)
-                for listener in list(self._listeners):
-                    listener()
+                self._tell()
+
+    def _tell(self) -> None:
+        for listener in list(self._listeners):
+            listener()
+
+    def _ended(self, pulse: asyncio.Task[None]) -> None:
+        """Without a pulse the loss of the cluster would not be seen: nothing goes on."""
+        if pulse is self._pulse and (error := failure(pulse)) is not None:
+            logger.error("the pulse of Kafka at %s ended", self.servers, exc_info=error)
+            self._broken = BusError(f"the pulse of Kafka at {self.servers} failed: {error!r}")
+            self.away = True
+            self._tell()
 
     async def _answers(self) -> bool:
         try:

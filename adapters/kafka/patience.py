@@ -1,4 +1,4 @@
-"""The driver's clients, started so that a cancelled start leaves nothing open."""
+"""Tasks that end: a cancelled start of the driver's clients leaves nothing open, and no failure stays unseen."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-__all__ = ["started"]
+__all__ = ["failure", "started"]
 
 LEAVE_S = 3.0
 
@@ -25,3 +25,8 @@ async def started(start: Coroutine[Any, Any, None], connected: Callable[[], bool
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         raise
+
+
+def failure(task: asyncio.Task[None]) -> BaseException | None:
+    """Why a task that is done did not return."""
+    return asyncio.CancelledError() if task.cancelled() else task.exception()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer
 
 from adapters.kafka.cluster import Cluster
-from adapters.kafka.patience import started
+from adapters.kafka.patience import failure, started
 from adapters.kafka.topics import Place
 from bus.errors import BusError, Closed
 from bus.message import Delivery
 
 __all__ = ["FETCH", "Reader", "start", "stop"]
+
+logger = logging.getLogger(__name__)
 
 # A request of an idle reader waits at the broker for half a second; seeks and rebalances wait for its end. One that is
 # far behind has at most a MiB of each partition and 8 MiB of all in hand: the driver asks for more once that is taken.
@@ -38,6 +41,7 @@ class Reader:
         self._cluster, self._place, self._name = cluster, place, place.topic.name
         self._prefetch = prefetch
         self._failure: BusError | None = None  # raised by each `receive` until something mends it
+        self._broken: BusError | None = None  # a task of ours has ended: nothing mends that
         self._waiter: asyncio.Future[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._forget: Callable[[], None] = lambda: None
@@ -97,6 +101,8 @@ class Reader:
     def _check_open(self) -> None:
         if self.closed:
             raise Closed(f"the subscription of {self._name!r} is closed")
+        if self._broken is not None:
+            raise self._broken
 
     def _ring(self) -> None:
         """Something may have come for a `receive` that waits."""
@@ -104,7 +110,15 @@ class Reader:
             self._waiter.set_result(None)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        self._tasks.append(asyncio.create_task(work))
+        self._tasks.append(task := asyncio.create_task(work))
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Whoever ends a task takes it off the list before: one that ends with an error of its own is a defect."""
+        if task in self._tasks and (error := failure(task)) is not None:
+            logger.error("a task that reads topic %r ended", self._name, exc_info=error)
+            self._broken = BusError(f"reading topic {self._name!r} failed: {error!r}")
+            self._ring()
 
     async def _end_tasks(self) -> None:
         tasks, self._tasks = self._tasks, []

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaConsumer
 
 from adapters.kafka import group, queue
 from adapters.kafka.transport import KafkaTransport
@@ -203,6 +204,42 @@ def test_what_is_done_leaves_the_disk(server_url: str, monkeypatch: pytest.Monke
             return all(first[number] == end[number] for number in end if number != kept.partition)
 
         await scene.until(removed)
+
+    asyncio.run(with_bus(server_url, check))
+
+
+@pytest.mark.parametrize("server_url", kinds("kafka"), indirect=True)
+@pytest.mark.parametrize("kind", Kind)
+def test_a_task_that_fails_ends_its_reader(server_url: str, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loudly: who waits for messages hears of it, and the log says what it was."""
+
+    async def fail(*args: object, **options: object) -> None:
+        raise ValueError("out of order")
+
+    async def check(bus: Transport) -> None:
+        topic = Topic(f"check.{new_id()}", kind)
+        await bus.declare(topic)
+        monkeypatch.setattr(AIOKafkaConsumer, "getmany", fail)
+        reader = await bus.subscribe(topic.name)
+        for _ in range(2):
+            with pytest.raises(BusError, match="out of order") as failed:
+                await reader.receive(max_messages=1, timeout_s=10)
+            assert topic.name in str(failed.value)
+
+    asyncio.run(with_bus(server_url, check))
+
+
+@pytest.mark.parametrize("server_url", kinds("kafka"), indirect=True)
+def test_a_pulse_that_fails_ends_its_readers(server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check(bus: Transport) -> None:
+        assert isinstance(bus, KafkaTransport)
+        topic = Topic(f"check.{new_id()}", Kind.QUEUE)
+        await bus.declare(topic)
+        reader = await bus.subscribe(topic.name)
+        monkeypatch.setattr(bus._cluster, "_answers", None)
+        with pytest.raises(BusError, match="pulse") as failed:
+            await reader.receive(max_messages=1, timeout_s=10)
+        assert not isinstance(failed.value, ConnectionLost), "nobody waits for its return"
 
     asyncio.run(with_bus(server_url, check))
 
