@@ -52,13 +52,21 @@ async def log_lag(server: Server, row: TopicRow, group: str) -> Lag:
 
 
 class LogSubscription(Reader):
-    """One reader, with a place of its own; the readers of one group share only the committed position."""
+    """One reader, with a place of its own; the readers of one group share only the committed position.
+
+    A server that comes back without its newest entries, after a power cut or a failover, gives their offsets to others.
+    Where the server is another process than before, the entry that was read last is read again: if it is not the same,
+    `receive` raises `PositionExpired` until a `seek`. Nothing is compared before the first entry is read, nor where
+    that entry was trimmed meanwhile.
+    """
 
     def __init__(self, server: Server, row: TopicRow, group: str, prefetch: int) -> None:
         super().__init__(server, row.topic.name, prefetch)
         self._row, self._group = row, group
         self._next = 0
         self._floor = 0  # all below is acked, or was passed over by a seek
+        self._last: list[bytes] = []  # of the entry before `_next`, where it was read: time, and all but the body
+        self._run_id = server.run_id
 
     async def begin(self, start: Start) -> None:
         """Register the group, and go to the start."""
@@ -87,29 +95,46 @@ class LogSubscription(Reader):
         self._arrived.clear()
         self._failure = None
         self._next = self._floor = position
+        self._last = []
         self._changed.set()
 
     def _room(self) -> int:
         return self._prefetch - (self._next - self._floor)
 
     async def _fetch_some(self) -> bool:
+        if self._run_id != self._server.run_id:
+            await self._check_last()
         command: Command = ("XREAD", "COUNT", min(self._asked, self._room(), MOST))
         block_s = LOOK_S if self._quiet else 0.0
         if self._quiet:
             command += ("BLOCK", math.ceil(block_s * 1000))
         command += ("STREAMS", self._row.keys.stream, f"{self._next}-0")
         reply = await self._line.call(*command, timeout_s=block_s + GRACE_S)
+        if self._run_id != self._server.run_id:
+            return True  # this may be of another server already: to be checked before anything is taken from it
         entries = reply[0][1] if reply else ()
         if entries and _offset(entries[0][0]) == self._next:
             self._arrived.extend(
                 Delivery(unpack(fields[2:]), self._name, 0, _offset(id_), None) for id_, fields in entries
             )
             self._next += len(entries)
+            self._last = entries[-1][1][:4]
             return True
         bounds = await self._bounds()
         if entries or not bounds.first <= self._next <= bounds.end:
             raise _expired(self._next, bounds)
         return False
+
+    async def _check_last(self) -> None:
+        """Is what was read last still what stands there?"""
+        run_id = self._server.run_id
+        if self._last:
+            place = f"{self._next - 1}-1"
+            found = await self._line.call("XRANGE", self._row.keys.stream, place, place)
+            bounds = await self._bounds()
+            if found[0][1][:4] != self._last if found else bounds.first < self._next:
+                raise _expired(self._next, bounds)
+        self._run_id = run_id
 
     async def _resolve(self, to: Seek | Start, bounds: _Bounds) -> int:
         """The offset that `to` means. A partition that is not named begins at its earliest."""

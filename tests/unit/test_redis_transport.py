@@ -13,7 +13,7 @@ import redis
 from adapters.redis import queue, wire
 from adapters.redis.transport import RedisTransport
 from bus.errors import CodecError, ConnectionLost, PositionExpired, PublishUnconfirmed, StaleDelivery, TransportError
-from bus.message import Message, new_id
+from bus.message import Message, Position, new_id
 from bus.testing.checks import in_order, no_loss, once_each
 from bus.testing.transport_scene import PATIENCE_S, ids, insist, until
 from bus.topic import Kind, Topic
@@ -198,6 +198,59 @@ def test_a_log_that_lost_its_end_says_so(server_url: str) -> None:
             await reader.receive(max_messages=5, timeout_s=5)
         await reader.seek("earliest")
         in_order(ids(sent), await drain(reader, 2))
+
+    play(server_url, check, Kind.LOG)
+
+
+@pytest.mark.parametrize("kept", [5, 10], ids=["newest lost", "nothing lost"])
+def test_a_log_whose_offsets_are_given_again_says_so(kept: int) -> None:
+    """A server that comes back without its last entries gives their offsets to others."""
+    with server(KIND, appendfsync="always") as one:
+
+        async def check(transport: RedisTransport, topic: Topic, meddler: redis.Redis) -> None:
+            reader = await transport.subscribe(topic.name, group="g", start="earliest")
+            first, last = messages(5), messages(5)
+            await transport.publish(topic.name, first)
+            before = {key: meddler.dump(key) or b"" for key in meddler.keys("crawlbus:*")}
+            await transport.publish(topic.name, last)
+            in_order(ids(first + last), await drain(reader, 10))
+            if kept == 5:
+                for key, value in before.items():
+                    meddler.restore(key, 0, value, replace=True)
+            one.kill()
+            one.start()
+            other = await RedisTransport.connect(one.url)
+            await other.publish(topic.name, more := messages(7))
+            await other.aclose()
+            if kept == 10:
+                in_order(ids(more), await drain(reader, 7))
+                return
+            for _ in range(2):
+                with pytest.raises(PositionExpired, match=r"0/10 .* 0/0 to 0/12"):
+                    await drain(reader, 1)
+            await reader.seek([Position(0, 5)])
+            in_order(ids(more), await drain(reader, 7))
+
+        play(one.url, check, Kind.LOG)
+
+
+@on_redis
+def test_a_quiet_log_that_was_trimmed_goes_on_after_a_restart(server_url: str) -> None:
+    """What was read last is gone because it is old: nobody can compare it, and nothing is wrong."""
+
+    async def check(transport: RedisTransport, topic: Topic, meddler: redis.Redis) -> None:
+        await transport.declare(topic._replace(retention_s=0.2))
+        reader = await transport.subscribe(topic.name, group="g", start="earliest")
+        await transport.publish(topic.name, messages(3))
+        await drain(reader, 3)
+
+        async def trimmed() -> bool:
+            return (await transport.lag(topic.name)).first == {0: 3}
+
+        await until(trimmed)
+        transport._server.run_id = "of a server that was started again"
+        await transport.publish(topic.name, more := messages(2))
+        in_order(ids(more), await drain(reader, 2))
 
     play(server_url, check, Kind.LOG)
 
