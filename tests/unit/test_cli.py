@@ -16,7 +16,7 @@ import pytest
 
 from bus import cli as frame
 from bus.cli import Call, common, main, setting
-from bus.errors import ConnectionLost, Misconfigured
+from bus.errors import BusError, ConnectionLost, Misconfigured
 from bus.jobs import job_row
 from bus.message import Message
 from bus.registry import connect_state, connect_transport
@@ -213,6 +213,12 @@ def test_status_is_as_documented(run: Run) -> None:
     assert [
         job["job"] for job in json.loads(run("status", "--bus", BUS, "--json", "--job", "shop")[1])["jobs"]
     ] == ["shop"]
+
+    async def look_again(transport: Transport, _: State) -> None:
+        with pytest.raises(BusError):
+            await transport.lag(request_queue("crawlbus.", "news").name)
+
+    on_the_bus(look_again)  # to look has made no queue
     assert "3 (default)" in run("status", "--bus", BUS)[1]
 
 

@@ -170,5 +170,7 @@ def test_the_lowest_number_that_no_live_worker_has() -> None:
             assert await take_slot(state, job, "b") == "1", "its own"
             await state.drop(job, "slot:0", "a")
             assert await take_slot(state, job, "d") == "0"
+            await state.restart(job.name)
+            assert await take_slot(state, job, "e") == "", "it waits for ever in a run that is over"
 
     asyncio.run(take())
