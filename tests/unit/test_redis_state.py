@@ -19,12 +19,14 @@ from hypothesis import given
 from hypothesis import settings as options
 from hypothesis import strategies as st
 
+from adapters.redis.leases import Lease
 from adapters.redis.state import RedisState
 from adapters.redis.transport import RedisTransport
 from bus.errors import BusError, ConnectionLost, Misconfigured, StorageFailed
 from bus.findings import FAULT
 from bus.message import Message
-from bus.state import Arrival, Job, JobState
+from bus.state import LEASE_S, Arrival, Job, JobState, WorkerReport
+from bus.testing.clock import FakeClock
 from bus.testing.state_scene import page_id, pages
 from bus.topic import Kind, Topic
 from tests.servers import Server, server, shared_url
@@ -32,6 +34,7 @@ from tests.servers import Server, server, shared_url
 T = TypeVar("T")
 SECRET = "s3cr%2Ft"
 PATIENCE_S = 30.0
+FORGET_S = 60.0
 
 
 def play(scene: Callable[[RedisState, Job], Awaitable[None]], url: str) -> None:
@@ -150,11 +153,11 @@ def test_a_finished_job_runs_again_when_its_server_is_another(own: Server) -> No
 
 def test_a_lease_is_renewed_by_a_server_that_was_away(own: Server) -> None:
     async def scene(state: RedisState, job: Job) -> None:
-        assert await state.acquire(job, "start", "w", lease_s=1.5)
+        assert await state.acquire(job, "start", "w", lease_s=3)
         own.kill()
         own.start()
         async with state_at(own.url) as other:
-            end = time.monotonic() + 4
+            end = time.monotonic() + 5
             while time.monotonic() < end:
                 await other.acquire(job, "seed:x", "other")
                 assert await state.end_start(job, "w")
@@ -359,6 +362,53 @@ def test_the_lease_of_a_dead_process_is_free_at_once(url: str) -> None:
         assert await state.acquire(job, "start", "me")
 
     play(scene, url)
+
+
+def test_leases_of_workers_that_nobody_sees_die_are_forgotten(url: str) -> None:
+    """With their reports, as others come; but not at once, and who comes back has them again."""
+
+    async def scene() -> None:
+        clock = FakeClock()
+        one = await RedisState.connect(url, clock=clock)
+        two = await RedisState.connect(url, clock=clock)
+        job = (await one.join("shop", spider="s")).job
+
+        async def come(worker: str) -> None:
+            assert await two.acquire(job, f"worker:{worker}", worker)
+            await two.report(job, WorkerReport(worker, 0, 0))
+
+        def kept(kind: str) -> set[bytes]:
+            return set(client.hkeys(f"{{crawlbus:shop}}:1:{kind}"))
+
+        assert await one.acquire(job, "slot:0", "w0")
+        for n in range(50):
+            assert await one.acquire(job, f"worker:w{n}", f"w{n}")
+            await one.report(job, WorkerReport(f"w{n}", 0, 0))
+        await clock.advance(LEASE_S + FORGET_S - 1)
+        await come("new")
+        assert len(kept("leases")) == 52, "it may be late only"
+        await clock.advance(2)
+        assert await two.acquire(job, "worker:new", "new")
+        assert len(kept("leases")) == 52, "who keeps his lease need not look at the others"
+        await come("newer")
+        assert kept("leases") == {b"worker:new", b"worker:newer"}
+        assert kept("reports") == {b"new", b"newer"}
+
+        await one._renew(Lease(job, "worker:w0", "w0"), LEASE_S)
+        status = await one.report(job, WorkerReport("w0", 1, 0))
+        assert status and [worker.worker for worker in status.workers] == ["new", "newer", "w0"]
+        assert await two.acquire(job, "slot:0", "newer")
+        await one._renew(Lease(job, "slot:0", "w0"), LEASE_S)
+        assert not await one.acquire(job, "slot:0", "w0"), "another's is not taken by renewing"
+        await two.drop(job, "slot:0", "newer")
+        await one._renew(Lease(job, "slot:0", "w0"), LEASE_S)
+        assert not await two.acquire(job, "slot:0", "newer"), "what nobody has is the former owner's again"
+        await one._keepers.aclose()  # it was used in this thread
+        await one.aclose()
+        await two.aclose()
+
+    with redis.Redis.from_url(url) as client:
+        asyncio.run(scene())
 
 
 # buckets

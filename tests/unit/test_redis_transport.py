@@ -13,7 +13,7 @@ import redis
 from adapters.redis import queue, wire
 from adapters.redis.transport import RedisTransport
 from bus.errors import CodecError, ConnectionLost, PositionExpired, PublishUnconfirmed, StaleDelivery, TransportError
-from bus.message import Message, Position, new_id
+from bus.message import Delivery, Message, Position, new_id
 from bus.testing.checks import in_order, no_loss, once_each
 from bus.testing.transport_scene import PATIENCE_S, ids, insist, until
 from bus.topic import Kind, Topic
@@ -297,7 +297,7 @@ def test_more_than_goes_in_one_call(server_url: str, kind: Kind) -> None:
         sent = [*messages(3000, b"x" * 1000), *messages(1, bytes(8 * 1024 * 1024)), *messages(3)]
         await transport.publish(topic.name, sent)
         reader = await transport.subscribe(topic.name, prefetch=5000)
-        got = []
+        got: list[Delivery] = []
         while len(got) < len(sent):
             got.extend(await reader.receive(max_messages=5000, timeout_s=5))
         await reader.ack(got)

@@ -1,6 +1,7 @@
 -- Jobs, leases and reports. A lease is a field of a hash: when it runs out, the process that holds it, its owner.
 
 local SWEEP = 500 -- buckets of an earlier run that one step deletes
+local FORGET_S = 60 -- after so long, a lease that has run out is deleted
 
 local function present_run()
   return redis.call('HGET', job, 'listed') == '1' and redis.call('HGET', job, 'run')
@@ -52,6 +53,16 @@ local function drop_lease(name)
   redis.call('HDEL', key('leases'), name)
   if string.sub(name, 1, 7) == 'worker:' then
     redis.call('HDEL', key('reports'), string.sub(name, 8))
+  end
+end
+
+-- Leases that ran out long ago: of workers on other machines, which nobody here sees die. One that is renewed after all
+-- is made again, if nobody else has it.
+local function forget_old()
+  for _, name in ipairs(redis.call('HKEYS', key('leases'))) do
+    if tonumber(now) - lease_of(name).expires > FORGET_S then
+      drop_lease(name)
+    end
   end
 end
 
@@ -167,6 +178,9 @@ function calls.acquire()
   local lease = lease_of(name)
   if lease and lease.owner ~= owner and lease.lives and lease.process ~= gone then
     return lease.process
+  end
+  if not lease or lease.owner ~= owner then
+    forget_old()
   end
   put_lease(name, owner, process, lease_s)
   return ''
