@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from aiormq.abc import DeliveredMessage
+from aiormq.channel import Channel
 
 from adapters.rabbitmq.address import Address
 from adapters.rabbitmq.connection import Link
@@ -24,7 +25,9 @@ from bus.transport import Lag, Seek, Start
 
 __all__ = ["LogSubscription", "Logs"]
 
-EMPTY_S = 0.5  # a stream that holds something has shown it by then
+EMPTY_S = 5.5  # nothing has come, and the count, up to 5 s old, is still 0: then a stream is empty
+SHOWN_S = 10.0  # a stream that holds something has shown it by then
+FIRST_LOOK_S, LONGEST_LOOK_S = 0.05, 1.0
 SKEW_S = 5.0  # how far the clocks of publishers and broker may differ
 
 Offset: TypeAlias = "int | str | datetime"
@@ -48,10 +51,12 @@ class Logs:
         self._link, self._address, self._publisher = link, address, publisher
 
     async def bounds(self, topic: str) -> Bounds:
-        """Read, not asked: the broker tells only a count, and that seconds late. Nothing is kept."""
+        """Read, not asked: the broker tells only a count, and that seconds late. Nothing is kept.
+
+        Cheap where there is a message; that there is none takes `EMPTY_S`.
+        """
         try:
             async with self._link.channel() as channel:
-                hint = (await within(channel.queue_declare(topic, passive=True))).message_count
                 firsts: list[DeliveredMessage] = []
                 lasts: list[DeliveredMessage] = []
                 both = asyncio.Event()
@@ -65,12 +70,11 @@ class Logs:
                     await within(channel.basic_qos(prefetch_count=prefetch))
                     arguments: dict[str, Any] = {"x-stream-offset": where}
                     await within(channel.basic_consume(topic, partial(add, found), arguments=arguments))
-                try:
-                    await asyncio.wait_for(both.wait(), 20 * EMPTY_S if hint else EMPTY_S)
-                except TimeoutError as error:
-                    if hint:
-                        raise lost(error) from None
+                shown = await _shown(channel, topic, both)
+                if not shown and not firsts and not lasts:
                     return Bounds(0, 0)
+                if not both.is_set():
+                    raise lost(TimeoutError())
                 await within(channel.flow(True))  # the chunk that has begun to come is here to its end
                 return Bounds(_offset(firsts[0]), _offset(lasts[-1]) + 1, [message.body for message in lasts])
         except DRIVER_ERRORS as error:
@@ -216,6 +220,22 @@ class LogSubscription(Reader):
     def _forget(self) -> None:
         super()._forget()
         self._held.clear()
+
+
+async def _shown(channel: Channel, topic: str, both: asyncio.Event) -> bool:
+    """Whether a stream has a message. Only pauses count that end with the broker's answer: what it had sent before is
+    here by then, however slow the broker or the way from it."""
+    waited_s, pause_s = 0.0, FIRST_LOOK_S
+    count: int | None = 0
+    while not both.is_set() and waited_s < (SHOWN_S if count else EMPTY_S):
+        try:
+            async with asyncio.timeout(pause_s):
+                await both.wait()
+        except TimeoutError:
+            count = (await within(channel.queue_declare(topic, passive=True))).message_count
+            waited_s += pause_s
+            pause_s = min(2 * pause_s, LONGEST_LOOK_S)
+    return both.is_set() or bool(count)
 
 
 def _offset(message: DeliveredMessage) -> int:
