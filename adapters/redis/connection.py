@@ -23,7 +23,7 @@ from adapters.redis.errors import Refused, translate
 from bus.capabilities import Durability
 from bus.errors import BusError, Closed, ConnectionLost, Misconfigured
 
-__all__ = ["CONNECT_S", "Command", "Line", "Script", "Server", "open_connection"]
+__all__ = ["CONNECT_S", "Command", "Line", "Script", "Server", "info_fields", "open_connection"]
 
 Command: TypeAlias = tuple[str | bytes | int | float, ...]
 Locate: TypeAlias = Callable[[], Awaitable[Host]]
@@ -249,7 +249,7 @@ class Server:
         """Log in, and look at the server before anything else is asked of it."""
         await connection.on_connect()
         await connection.send_command("INFO", check_health=False)
-        info = _fields(await connection.read_response())
+        info = info_fields(await connection.read_response())
         if refusal := _refusal(info, self.address, again=bool(self.run_id)):
             raise Refused(refusal)
         settings = [await _setting(connection, name) for name in ("appendfsync", "set-max-intset-entries")]
@@ -259,7 +259,8 @@ class Server:
         self.run_id = info.get("run_id", "")
 
 
-def _fields(text: bytes) -> dict[str, str]:
+def info_fields(text: bytes) -> dict[str, str]:
+    """What `INFO` answers."""
     lines = text.decode().splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))
 

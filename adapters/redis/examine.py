@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from adapters.redis.connection import Server
+from adapters.redis.connection import Server, info_fields
 from adapters.redis.errors import RIGHTS
 from bus.errors import BusError, Misconfigured
 from bus.findings import NOTE, OK, Finding, clock, fault
@@ -18,19 +18,13 @@ FULL = 0.8  # of `maxmemory`
 
 async def examine(server: Server, what: str) -> list[Finding]:
     """`what` is `bus` or `state`."""
-    info = await _info(server)
+    info = info_fields(await server.call("INFO"))
     version = f"Redis {info.get('redis_version', '?')}"
     found = [Finding(what, OK, version), _persistence(what, info), _memory(what, info)]
     before = time.time()
     seconds, micros = await server.call("TIME")
     skew_s = int(seconds) + int(micros) / 1e6 - (before + time.time()) / 2
     return [*found, clock(what, skew_s, version), await _rights(server, what)]
-
-
-async def _info(server: Server) -> dict[str, str]:
-    text = await server.call("INFO")
-    lines = text.decode().splitlines()
-    return dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))
 
 
 def _persistence(what: str, info: dict[str, str]) -> Finding:

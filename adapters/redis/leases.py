@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bus.errors import BusError
+from bus.message import new_id
 from bus.process import is_gone, this_process
 from bus.state import Job
 
-__all__ = ["Lease", "LeaseKeeper", "is_dead", "this_holder"]
+__all__ = ["Lease", "LeaseKeeper", "is_dead", "machine", "this_holder"]
 
 AGAIN_S = 1.0  # after a renewal that did not reach the server
 
@@ -25,23 +26,24 @@ class Lease(NamedTuple):
     owner: str
 
 
+@cache
+def machine() -> str:
+    """This machine since it was booted: containers share it, and no copy of its disk has it."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return new_id()  # no other process is known to run here
+
+
 def this_holder() -> str:
-    """A name for this process that no other gets, on whatever machine: the boot it runs in, and `this_process`."""
-    return f"{_boot()} {this_process()}"
+    """A name for this process that no other gets, on whatever machine."""
+    return f"{machine()} {this_process()}"
 
 
 def is_dead(holder: str) -> bool:
     """True only where it is certain: it ran on this machine, and is gone."""
-    boot, _, process = holder.partition(" ")
-    return bool(boot) and boot == _boot() and is_gone(process)
-
-
-@cache
-def _boot() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
+    where, _, process = holder.partition(" ")
+    return where == machine() and is_gone(process)
 
 
 class LeaseKeeper:

@@ -5,22 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import suppress
-from pathlib import Path
 
 from adapters.redis.connection import Server
+from adapters.redis.leases import machine, this_holder
 from bus.errors import BusError
 from bus.message import new_id
-from bus.process import this_process
 
-__all__ = ["Owners", "machine"]
-
-
-def machine() -> str:
-    """This machine since it was booted: containers share it, and no copy of its disk has it."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return new_id()  # no other process is known to run here
+__all__ = ["Owners"]
 
 
 class Owners:
@@ -38,8 +29,7 @@ class Owners:
     async def add(self, prefix: str) -> str:
         """A new owner. Its name, which ends its key, is random: none is ever taken for another."""
         name = new_id()
-        value = f"{self.machine} {this_process()}"
-        await self._server.call("SET", prefix + name, value, "PX", self._lease_ms)
+        await self._server.call("SET", prefix + name, this_holder(), "PX", self._lease_ms)
         self._keys.add(prefix + name)
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="crawlbus-leases", daemon=True)
