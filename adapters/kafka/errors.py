@@ -60,6 +60,8 @@ def said(error: BaseException, what: str) -> BusError:
         return Misconfigured(f"no TLS with Kafka ({reason.lower()}): correct ca=, cert=, key= or kafka+ssl:// of --bus")
     if isinstance(error, _TOO_LARGE):
         return OverLimit(f"Kafka cannot {what}: a message is larger than the topic's max.message.bytes")
+    if isinstance(error, driver.UnknownTopicOrPartitionError):
+        return BusError(f"Kafka cannot {what}: the topic was not declared, or was deleted")
     if isinstance(error, driver.InvalidTopicError):
         return Misconfigured(f"Kafka cannot {what}: topic names have letters, digits, '.', '_' and '-', at most 249")
     if (

@@ -13,34 +13,33 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from adapters.kafka.cluster import CONNECT_S, Cluster
 from adapters.kafka.errors import said
-from adapters.kafka.reader import FETCH, Reader, start, stop
+from adapters.kafka.reader import FETCH, WAIT_MS, Reader, check_there, start, stop
 from adapters.kafka.record import message_of
-from adapters.kafka.topics import Place
 from bus.backoff import Backoff
 from bus.errors import BusError, ConnectionLost, PositionExpired
 from bus.message import Delivery, Position
+from bus.topic import Topic
 from bus.transport import Lag, Seek, Start
 
 __all__ = ["LogSubscription", "log_lag"]
 
 REQUEST_MS = 10_000
-WAIT_MS = 60_000
 
 
-async def log_lag(cluster: Cluster, place: Place, group: str) -> Lag:
+async def log_lag(cluster: Cluster, topic: Topic, group: str) -> Lag:
     """`ready` is all that the group has not acked."""
-    name = place.topic.name
-    done = await cluster.committed(_group_id(name, group), name, range(place.partitions)) if group else {}
+    name = topic.name
     first, end = await cluster.bounds(name)
-    ready = sum(end[number] - max(first[number], done.get(number, 0)) for number in end)
+    done = await cluster.committed(_group_id(name, group), name, end) if group else {}
+    ready = sum(max(0, end[number] - max(first[number], done.get(number, 0))) for number in end)
     return Lag(ready, None, 0, exact=True, first=first, end=end)
 
 
 class LogSubscription(Reader):
     """One reader with a place of its own. It fetches from its first `receive` on, and anew after a `seek`."""
 
-    def __init__(self, cluster: Cluster, place: Place, group: str, prefetch: int) -> None:
-        super().__init__(cluster, place, prefetch)
+    def __init__(self, cluster: Cluster, topic: Topic, group: str, prefetch: int) -> None:
+        super().__init__(cluster, topic, prefetch)
         self._group = _group_id(self._name, group) if group else ""
         self._next: dict[int, int] = {}  # the offset that `receive` gives next, by partition
         self._floor: dict[int, int] = {}  # all below is acked, or was passed over by a seek
@@ -50,13 +49,10 @@ class LogSubscription(Reader):
         self._consumer: AIOKafkaConsumer | None = None
 
     async def begin(self, start: Start) -> None:
+        positions = await self._resolve("earliest" if start == "committed" else start)
         if self._group:
-            self._committed = await self._cluster.committed(self._group, self._name, range(self._place.partitions))
-        if start == "committed":
-            first = await self._resolve("earliest")
-            self._go_to(first | self._committed)
-        else:
-            self._go_to(await self._resolve(start))
+            self._committed = await self._cluster.committed(self._group, self._name, positions)
+        self._go_to(positions | self._committed if start == "committed" else positions)
         self._listen()
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
@@ -151,6 +147,8 @@ class LogSubscription(Reader):
                 self._drained.clear()
                 await self._drained.wait()
             found = await consumer.getmany(timeout_ms=WAIT_MS, max_records=self._prefetch - len(self._buffer))
+            if not found:
+                check_there(consumer, self._name)
             for records in found.values():
                 self._buffer.extend(records)
             self._failure = None

@@ -89,7 +89,7 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc]  # the driver has
     async def leave(self) -> None:
         """The others have its partitions at once."""
         coordinator = self.consumer._coordinator
-        named = coordinator._group_instance_id and coordinator.member_id
+        named = coordinator is not None and coordinator._group_instance_id and coordinator.member_id
         await stop(self.consumer)
         if named and not self._cluster.away:
             try:
@@ -147,7 +147,7 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc]  # the driver has
 
 def _life(consumer: AIOKafkaConsumer) -> tuple[str, int]:
     coordinator: Any = consumer._coordinator
-    return coordinator.member_id, coordinator.generation
+    return OUTSIDE if coordinator is None else (coordinator.member_id, coordinator.generation)
 
 
 def _now() -> float:

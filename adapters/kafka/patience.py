@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
-__all__ = ["failure", "started"]
+from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.metadata import MetadataRequest
+
+__all__ = ["failure", "look_only", "started"]
 
 LEAVE_S = 3.0
 
@@ -25,6 +29,26 @@ async def started(start: Coroutine[Any, Any, None], connected: Callable[[], bool
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         raise
+
+
+def look_only(client: AIOKafkaClient) -> None:
+    """The driver asks for topics so that Kafka makes what is missing, with the broker's defaults: a LOG of 7 days. It
+    has no option for that, so each connection of this client is made to ask without."""
+    connection_to = client._get_conn
+
+    async def looking(*args: Any, **options: Any) -> Any:
+        connection = await connection_to(*args, **options)
+        if connection is not None and "send" not in vars(connection):
+            connection.send = partial(_look, connection.send)
+        return connection
+
+    client._get_conn = looking
+
+
+def _look(send: Callable[..., Any], request: Any, **options: Any) -> Any:
+    if isinstance(request, MetadataRequest):
+        request._allow_auto_topic_creation = False
+    return send(request, **options)
 
 
 def failure(task: asyncio.Task[None]) -> BaseException | None:

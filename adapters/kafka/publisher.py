@@ -12,9 +12,9 @@ from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from adapters.kafka.cluster import CONNECT_S, Cluster
 from adapters.kafka.errors import said
-from adapters.kafka.patience import started
+from adapters.kafka.patience import look_only, started
 from adapters.kafka.record import HEADER, head
-from adapters.kafka.topics import MESSAGE_BYTES, Place, partition_of
+from adapters.kafka.topics import MESSAGE_BYTES, partition_of
 from bus.errors import Misconfigured, OverLimit, PublishUnconfirmed
 from bus.message import Message
 
@@ -39,17 +39,17 @@ class Publisher:
         self._starting = asyncio.Lock()
         self._retired: set[asyncio.Task[None]] = set()
 
-    async def publish(self, place: Place, messages: Sequence[Message]) -> None:
+    async def publish(self, topic: str, messages: Sequence[Message]) -> None:
         """Raises `PublishUnconfirmed` where no answer came in time: the messages may still be stored later."""
         if self._cluster.away:
             raise self._cluster.lost()
-        topic, partitions = place.topic.name, place.partitions
         heads = [head(message) for message in messages]
         producer = await self._started()
         sent: list[asyncio.Future[Any]] = []
         try:
             async with asyncio.timeout(CONFIRM_S):
                 for message, packed in zip(messages, heads, strict=True):
+                    partitions = len(await producer.partitions_for(topic))  # others may add some at any time
                     partition = partition_of(message.key, partitions)
                     headers = [(HEADER, packed)]
                     sent.append(await producer.send(topic, message.body, message.key or None, partition, None, headers))
@@ -95,6 +95,7 @@ class Publisher:
                     request_timeout_ms=int(REQUEST_S * 1000),
                     **self._cluster.servers.driver,
                 )
+                look_only(producer.client)
                 try:
                     async with asyncio.timeout(CONNECT_S):
                         await started(producer.start())

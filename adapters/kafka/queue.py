@@ -24,12 +24,12 @@ from adapters.kafka.cluster import Cluster
 from adapters.kafka.errors import said
 from adapters.kafka.group import Part
 from adapters.kafka.member import Member
-from adapters.kafka.reader import Reader
+from adapters.kafka.reader import WAIT_MS, Reader, check_there
 from adapters.kafka.record import message_of
-from adapters.kafka.topics import Place
 from bus.backoff import Backoff
 from bus.errors import BusError, ConnectionLost, Misconfigured, StaleDelivery, Unsupported
 from bus.message import Delivery
+from bus.topic import Topic
 from bus.transport import Lag, Seek
 
 __all__ = ["QueueSubscription", "queue_lag"]
@@ -41,14 +41,13 @@ COMMIT_SOON_S = 0.05  # once nothing is unacknowledged
 COMMIT_S = 5.0
 TIDY_EACH_S = 30.0
 PAUSE_S = 0.1
-WAIT_MS = 60_000
 
 
-async def queue_lag(cluster: Cluster, place: Place) -> Lag:
+async def queue_lag(cluster: Cluster, topic: Topic) -> Lag:
     """`ready` is all that is not yet committed, so it holds what is unacknowledged, too."""
-    name = place.topic.name
-    committed = await cluster.committed(name, name, range(place.partitions))
+    name = topic.name
     first, end = await cluster.bounds(name)
+    committed = await cluster.committed(name, name, end)
     ready = sum(max(0, end[number] - max(first[number], committed.get(number, 0))) for number in end)
     return Lag(ready, None, 0, exact=True)
 
@@ -63,8 +62,8 @@ class QueueSubscription(Reader):
     A rebalance leaves valid what is unacknowledged of the partitions that stay; the others' deliveries are stale.
     """
 
-    def __init__(self, cluster: Cluster, place: Place, prefetch: int, lease_s: float, member: str) -> None:
-        super().__init__(cluster, place, prefetch)
+    def __init__(self, cluster: Cluster, topic: Topic, prefetch: int, lease_s: float, member: str) -> None:
+        super().__init__(cluster, topic, prefetch)
         self._lease_s = lease_s
         self._member = Member(cluster, self._name, lease_s, member, self)
         self._parts: dict[int, Part] = {}
@@ -164,6 +163,8 @@ class QueueSubscription(Reader):
                     await self._drained.wait()
                 room = self._prefetch - self._buffered
                 found = await self._member.consumer.getmany(timeout_ms=WAIT_MS, max_records=room)
+                if not found:
+                    check_there(self._member.consumer, self._name)
                 self._failure = None
                 for place, records in found.items():
                     self._add(place.partition, records)

@@ -9,14 +9,15 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import UnknownTopicOrPartitionError
 
 from adapters.kafka.cluster import Cluster
-from adapters.kafka.patience import failure, started
-from adapters.kafka.topics import Place
+from adapters.kafka.patience import failure, look_only, started
 from bus.errors import BusError, Closed
 from bus.message import Delivery
+from bus.topic import Topic
 
-__all__ = ["FETCH", "Reader", "start", "stop"]
+__all__ = ["FETCH", "WAIT_MS", "Reader", "check_there", "start", "stop"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ FETCH: dict[str, Any] = {
     "max_partition_fetch_bytes": 1024 * 1024,
     "consumer_timeout_ms": 500,
 }
+WAIT_MS = 10_000  # so soon a reader without news sees that its topic was deleted
 USE_UP_S = 60.0
 CLOSE_S = 3.0
 
@@ -37,8 +39,8 @@ CLOSE_S = 3.0
 class Reader:
     """Hands out what a task of its own, the pump, has fetched; tells its caller when the cluster is away."""
 
-    def __init__(self, cluster: Cluster, place: Place, prefetch: int) -> None:
-        self._cluster, self._place, self._name = cluster, place, place.topic.name
+    def __init__(self, cluster: Cluster, topic: Topic, prefetch: int) -> None:
+        self._cluster, self._name = cluster, topic.name
         self._prefetch = prefetch
         self._failure: BusError | None = None  # raised by each `receive` until something mends it
         self._broken: BusError | None = None  # a task of ours has ended: nothing mends that
@@ -130,12 +132,19 @@ class Reader:
 async def start(consumer: AIOKafkaConsumer) -> None:
     """The driver would ask for partitions without news while others are not used up; an answer that waits for news
     then holds up the next question, which all need, for half a second."""
+    look_only(consumer._client)
     try:
         await started(consumer.start(), lambda: consumer._fetcher is not None)
     except BaseException:
         await stop(consumer)
         raise
     consumer._fetcher._prefetch_backoff = USE_UP_S
+
+
+def check_there(consumer: AIOKafkaConsumer, name: str) -> None:
+    """The driver waits without a word for a topic that is no more."""
+    if consumer._client.cluster.partitions_for_topic(name) is None:
+        raise UnknownTopicOrPartitionError(name)
 
 
 async def stop(consumer: AIOKafkaConsumer) -> None:

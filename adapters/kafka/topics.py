@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from aiokafka.errors import KafkaError, LeaderNotAvailableError
 from aiokafka.protocol.admin import AlterConfigsRequest, CreateTopicsRequest, DescribeConfigsRequest
@@ -18,7 +18,7 @@ from adapters.kafka.errors import said
 from bus.errors import BusError, Misconfigured
 from bus.topic import Kind, Topic
 
-__all__ = ["MESSAGE_BYTES", "Place", "declare", "find", "partition_of"]
+__all__ = ["MESSAGE_BYTES", "declare", "find", "partition_of"]
 
 QUEUE_PARTITIONS = 16
 REPLICAS = 3
@@ -30,13 +30,6 @@ OF_TOPIC = 1  # where a value of the configuration comes from, besides the broke
 EXISTS, NO_REPLICAS = 36, 38
 
 
-class Place(NamedTuple):
-    """A topic that is there."""
-
-    topic: Topic
-    partitions: int
-
-
 def partition_of(key: bytes, partitions: int) -> int:
     """The first 8 bytes of BLAKE2b modulo the number, so that every client agrees; without a key the first one."""
     if not key or partitions == 1:
@@ -44,34 +37,32 @@ def partition_of(key: bytes, partitions: int) -> int:
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") % partitions
 
 
-async def declare(cluster: Cluster, topics: Iterable[Topic]) -> list[Place]:
+async def declare(cluster: Cluster, topics: Iterable[Topic]) -> None:
     """Create what is missing. Raises `Misconfigured` where one is of the other kind, or can keep nothing."""
     wanted = {topic.name: topic for topic in topics}
-    there = await cluster.metadata(wanted)
-    missing = [wanted[found["topic"]] for found in there["topics"] if found["error_code"] == 3]
+    answer = await cluster.metadata(wanted)
+    missing = [wanted[found["topic"]] for found in answer["topics"] if found["error_code"] == 3]
     if missing:
-        await _create(cluster, missing, live=len(there["brokers"]))
-    places = await _look(cluster, wanted)
-    for place in places:
-        topic = wanted[place.topic.name]
-        if place.topic.kind is not topic.kind:
+        await _create(cluster, missing, live=len(answer["brokers"]))
+    for there in await _look(cluster, wanted):
+        topic = wanted[there.name]
+        if there.kind is not topic.kind:
             raise Misconfigured(
-                f"topic {topic.name!r} is a {place.topic.kind.name} (retention.ms "
-                f"{'=' if place.topic.kind is Kind.QUEUE else '<>'} -1) and cannot be a {topic.kind.name}, too: "
+                f"topic {topic.name!r} is a {there.kind.name} (retention.ms "
+                f"{'=' if there.kind is Kind.QUEUE else '<>'} -1) and cannot be a {topic.kind.name}, too: "
                 "choose another ?prefix= on the bus URL"
             )
-        if topic.kind is Kind.LOG and topic.retention_s not in (None, place.topic.retention_s):
+        if topic.kind is Kind.LOG and topic.retention_s not in (None, there.retention_s):
             await _keep(cluster, topic)
-    return [Place(wanted[place.topic.name], place.partitions) for place in places]
 
 
-async def find(cluster: Cluster, name: str) -> Place:
+async def find(cluster: Cluster, name: str) -> Topic:
     """Raises `BusError` where it is not there."""
     (found,) = (await cluster.metadata([name]))["topics"]
     if found["error_code"] == 3:
-        raise BusError(f"topic {name!r} was not declared")
-    (place,) = await _look(cluster, [name])
-    return place
+        raise BusError(f"topic {name!r} was not declared, or was deleted")
+    (topic,) = await _look(cluster, [name])
+    return topic
 
 
 async def _create(cluster: Cluster, topics: list[Topic], live: int) -> None:
@@ -115,7 +106,7 @@ def _retention_ms(topic: Topic) -> str:
     return str(FOR_EVER_MS if topic.retention_s is None else int(topic.retention_s * 1000))
 
 
-async def _look(cluster: Cluster, names: Iterable[str]) -> list[Place]:
+async def _look(cluster: Cluster, names: Iterable[str]) -> list[Topic]:
     """Once all have leaders, what they are."""
     names = list(names)
 
@@ -129,7 +120,7 @@ async def _look(cluster: Cluster, names: Iterable[str]) -> list[Place]:
 
     found = await cluster.settled(with_leaders, f"read topic {names[0]!r}")
     configs = await _configs(cluster, names)
-    places = []
+    topics = []
     for topic in found:
         name, config = topic["topic"], {key: value for key, (value, _) in configs[topic["topic"]].items()}
         needed = int(config.get("min.insync.replicas", 1))
@@ -141,11 +132,10 @@ async def _look(cluster: Cluster, names: Iterable[str]) -> list[Place]:
                 )
         kept_ms = int(config["retention.ms"])
         if kept_ms == -1:
-            kind = Topic(name, Kind.QUEUE)
+            topics.append(Topic(name, Kind.QUEUE))
         else:
-            kind = Topic(name, Kind.LOG, None if kept_ms == FOR_EVER_MS else kept_ms / 1000)
-        places.append(Place(kind, len(topic["partitions"])))
-    return places
+            topics.append(Topic(name, Kind.LOG, None if kept_ms == FOR_EVER_MS else kept_ms / 1000))
+    return topics
 
 
 async def _configs(cluster: Cluster, names: list[str]) -> dict[str, dict[str, tuple[str, int]]]:

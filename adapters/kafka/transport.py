@@ -12,10 +12,10 @@ from adapters.kafka.examine import examine
 from adapters.kafka.log import LogSubscription, log_lag
 from adapters.kafka.publisher import Publisher
 from adapters.kafka.queue import QueueSubscription, queue_lag
-from adapters.kafka.topics import Place, declare, find
+from adapters.kafka.topics import declare, find
 from adapters.kafka.url import parse
 from bus.capabilities import Acks, Capabilities, Delay, Durability, SeekBy
-from bus.errors import Closed, Unsupported
+from bus.errors import BusError, Closed, ConnectionLost, Misconfigured, Unsupported
 from bus.findings import Finding
 from bus.message import Message
 from bus.topic import Kind, Topic
@@ -45,7 +45,8 @@ class KafkaTransport:
         )
         self._cluster, self._lease_s = cluster, lease_s
         self._publisher = Publisher(cluster)
-        self._places: dict[str, Place] = {}
+        self._topics: dict[str, Topic] = {}  # as declared, or found
+        self._doubted: set[str] = set()  # those that took no messages: they may have been deleted
         self._subscriptions: list[QueueSubscription | LogSubscription] = []
         self._closed = False
 
@@ -59,39 +60,47 @@ class KafkaTransport:
 
     async def declare(self, *topics: Topic) -> None:
         self._check_open()
-        missing = [t for t in topics if (place := self._places.get(t.name)) is None or place.topic != t]
+        missing = [topic for topic in topics if self._topics.get(topic.name) != topic or topic.name in self._doubted]
         if missing:
-            for place in await declare(self._cluster, missing):
-                self._places[place.topic.name] = place
+            await declare(self._cluster, missing)
+            self._topics |= {topic.name: topic for topic in missing}
+            self._doubted -= {topic.name for topic in missing}
 
     async def publish(self, topic: str, messages: Sequence[Message]) -> None:
-        place = await self._find(topic)
+        await self._find(topic)
         if any(message.not_before is not None for message in messages):
             raise Unsupported(f"{topic!r} is on Kafka, which cannot delay: bands do (bus.bands)")
-        if messages:
-            await self._publisher.publish(place, messages)
+        if not messages:
+            return
+        try:
+            await self._publisher.publish(topic, messages)
+        except ConnectionLost:
+            raise
+        except BusError:
+            self._doubted.add(topic)
+            raise
 
     async def subscribe(
         self, topic: str, *, group: str = "", prefetch: int = 256, start: Start = "committed", member: str = ""
     ) -> Subscription:
-        place = await self._find(topic)
+        there = await self._find(topic)
         subscription: QueueSubscription | LogSubscription
-        if place.topic.kind is Kind.QUEUE:
+        if there.kind is Kind.QUEUE:
             if start != "committed":
                 raise Unsupported(f"{topic!r} is a QUEUE, which has no positions to start from")
-            subscription = queue = QueueSubscription(self._cluster, place, prefetch, self._lease_s, member)
+            subscription = queue = QueueSubscription(self._cluster, there, prefetch, self._lease_s, member)
             await queue.begin()
         else:
-            subscription = log = LogSubscription(self._cluster, place, group, prefetch)
+            subscription = log = LogSubscription(self._cluster, there, group, prefetch)
             await log.begin(start)
         self._subscriptions = [s for s in self._subscriptions if not s.closed] + [subscription]
         return subscription
 
     async def lag(self, topic: str, *, group: str = "") -> Lag:
-        place = await self._find(topic)
-        if place.topic.kind is Kind.QUEUE:
-            return await queue_lag(self._cluster, place)
-        return await log_lag(self._cluster, place, group)
+        there = await self._find(topic)
+        if there.kind is Kind.QUEUE:
+            return await queue_lag(self._cluster, there)
+        return await log_lag(self._cluster, there, group)
 
     async def examine(self) -> Sequence[Finding]:
         """Brokers, and whether the offsets of groups can be kept."""
@@ -112,8 +121,13 @@ class KafkaTransport:
         if self._closed:
             raise Closed(f"the bus on Kafka at {self._cluster.servers} is closed")
 
-    async def _find(self, name: str) -> Place:
+    async def _find(self, name: str) -> Topic:
         self._check_open()
-        if (place := self._places.get(name)) is None:
-            place = self._places[name] = await find(self._cluster, name)
-        return place
+        known = self._topics.get(name)
+        if known is not None and name not in self._doubted:
+            return known
+        found = await find(self._cluster, name)
+        if known is not None and found.kind is not known.kind:
+            raise Misconfigured(f"topic {name!r} was a {known.kind.name}, and is a {found.kind.name} now: delete it")
+        self._doubted.discard(name)
+        return self._topics.setdefault(name, found)

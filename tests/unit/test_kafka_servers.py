@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, aclosing, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 
-from adapters.kafka import group, queue
+from adapters.kafka import group, log, queue
 from adapters.kafka.transport import KafkaTransport
 from bus.errors import BusError, ConnectionLost, Misconfigured, PublishUnconfirmed, StaleDelivery
 from bus.message import Delivery, Message, new_id
@@ -111,13 +112,9 @@ def test_a_topic_that_never_has_enough_replicas(locked: Server) -> None:
     """As made by somebody else, with the broker's own min.insync.replicas."""
 
     async def declare(bus: Transport) -> None:
-        from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-
         assert isinstance(bus, KafkaTransport)
-        admin = AIOKafkaAdminClient(**bus._cluster.servers.driver)
-        await admin.start()
-        await admin.create_topics([NewTopic("thin", 1, 1, topic_configs={"retention.ms": "-1"})])
-        await admin.close()
+        async with admin_of(bus) as admin:
+            await admin.create_topics([NewTopic("thin", 1, 1, topic_configs={"retention.ms": "-1"})])
         await bus.declare(Topic("thin", Kind.QUEUE))
 
     assert "min.insync.replicas" in refusal(with_bus(url(locked, "boss:sesame"), declare))
@@ -165,7 +162,7 @@ def test_who_stays_keeps_its_deliveries(server_url: str) -> None:
     async def check(bus: Transport) -> None:
         topic = Topic(f"check.{new_id()}", Kind.QUEUE)
         await bus.declare(topic)
-        messages = [Message(new := new_id(), b"", key=new.encode()) for _ in range(64)]
+        messages = [Message(id := new_id(), b"", key=id.encode()) for _ in range(64)]
         await bus.publish(topic.name, messages)
         old = await bus.subscribe(topic.name)
         held = await take(old, 64)
@@ -242,6 +239,96 @@ def test_a_pulse_that_fails_ends_its_readers(server_url: str, monkeypatch: pytes
         assert not isinstance(failed.value, ConnectionLost), "nobody waits for its return"
 
     asyncio.run(with_bus(server_url, check))
+
+
+@pytest.mark.parametrize("server_url", kinds("kafka"), indirect=True)
+def test_a_topic_that_is_deleted_stays_deleted(server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither readers nor writers make it anew, as Kafka would, as a log of seven days: they say that it is gone."""
+    monkeypatch.setattr(log, "WAIT_MS", 500)
+    monkeypatch.setattr(queue, "WAIT_MS", 500)
+
+    async def gone(call: Callable[[], Awaitable[Any]], name: str) -> None:
+        async with asyncio.timeout(60):
+            with pytest.raises(BusError, match="deleted") as failed:
+                while True:
+                    with suppress(PublishUnconfirmed):
+                        await call()
+        assert name in str(failed.value)
+
+    async def check(bus: Transport) -> None:
+        assert isinstance(bus, KafkaTransport)
+        kept, work, notes = Topic(new_id(), Kind.QUEUE), Topic(new_id(), Kind.QUEUE), Topic(new_id(), Kind.LOG)
+        await bus.declare(kept, work, notes)
+        readers = [await bus.subscribe(work.name), await bus.subscribe(notes.name)]
+        for reader in readers:
+            await bus.publish(reader._name, [Message(new_id(), b"")])  # type: ignore[attr-defined]
+            await take(reader, 1)
+        async with admin_of(bus) as admin:
+            await admin.delete_topics([work.name, notes.name])
+        calls: list[Callable[[], Awaitable[Any]]]
+        calls = [partial(reader.receive, max_messages=1, timeout_s=1) for reader in readers]
+        calls += [partial(bus.publish, topic.name, [Message(new_id(), b"")]) for topic in (work, notes)]
+        await asyncio.gather(*(gone(call, name) for call, name in zip(calls, [work.name, notes.name] * 2, strict=True)))
+        for name in (work.name, notes.name):
+            (found,) = (await bus._cluster.metadata([name]))["topics"]
+            assert found["error_code"] == 3, "nobody has made it"
+        await bus.publish(kept.name, [Message(new_id(), b"")])
+        await bus.declare(work)
+        await bus.publish(work.name, [Message(new_id(), b"")])
+
+    asyncio.run(with_bus(server_url, check))
+
+
+@pytest.mark.parametrize("server_url", kinds("kafka"), indirect=True)
+def test_partitions_may_be_added(server_url: str) -> None:
+    async def check(bus: Transport) -> None:
+        assert isinstance(bus, KafkaTransport)
+        topic = Topic(new_id(), Kind.QUEUE)
+        await bus.declare(topic)
+        await bus.publish(topic.name, [Message(f"{i}", b"", key=f"{i}".encode()) for i in range(50)])
+        async with admin_of(bus) as admin:
+            await admin.create_partitions({topic.name: NewPartitions(32)})
+
+        async def all_there() -> bool:
+            return len((await bus._cluster.bounds(topic.name))[1]) == 32
+
+        await scene.until(all_there)
+        async with aclosing(await KafkaTransport.connect(server_url)) as new:
+            await new.publish(topic.name, [Message(f"{i}", b"", key=f"{i}".encode()) for i in range(50, 300)])
+        assert (await bus.lag(topic.name)).ready == 300
+        reader = await bus.subscribe(topic.name, prefetch=300)
+        taken = await take(reader, 300)
+        assert max(one.partition for one in taken) > 15
+        await reader.ack(taken)
+
+        async def done() -> bool:
+            return (await bus.lag(topic.name)).ready == 0
+
+        await scene.until(done)
+
+    asyncio.run(with_bus(server_url, check))
+
+
+@pytest.mark.parametrize("server_url", kinds("kafka"), indirect=True)
+def test_a_log_that_was_made_anew_has_no_negative_lag(server_url: str) -> None:
+    async def check(bus: Transport) -> None:
+        assert isinstance(bus, KafkaTransport)
+        topic = Topic(new_id(), Kind.LOG)
+        await bus.declare(topic)
+        await bus._cluster.commit(f"{topic.name}.readers", topic.name, {0: 5})
+        assert (await bus.lag(topic.name, group="readers")).ready == 0
+
+    asyncio.run(with_bus(server_url, check))
+
+
+@asynccontextmanager
+async def admin_of(bus: KafkaTransport) -> AsyncIterator[AIOKafkaAdminClient]:
+    admin = AIOKafkaAdminClient(**bus._cluster.servers.driver)
+    await admin.start()
+    try:
+        yield admin
+    finally:
+        await admin.close()
 
 
 async def take(reader: Subscription, count: int) -> list[Delivery]:
