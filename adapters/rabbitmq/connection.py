@@ -16,7 +16,7 @@ from aiormq.connection import Connection, TransportFactory
 from aiormq.exceptions import AMQPConnectionError
 
 from adapters.rabbitmq.address import Address
-from adapters.rabbitmq.errors import DRIVER_ERRORS, RPC_S, Silence, lost, no_connection, within
+from adapters.rabbitmq.errors import DRIVER_ERRORS, RPC_S, Silence, lost, no_connection, trouble, within
 from bus.backoff import Backoff
 from bus.errors import BusError, Closed, ConnectionLost
 
@@ -142,8 +142,8 @@ class Link:
             while self._connection is None:
                 try:
                     self._connection = await self._dial()
-                except BusError as error:
-                    self._problem = error
+                except Exception as error:
+                    self._problem = trouble(error, self._problem)
                     await asyncio.sleep(backoff.next_s())
             connection = self._connection
             self._outage.end(self)

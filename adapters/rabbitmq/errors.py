@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from collections.abc import Awaitable
 from typing import Any, TypeVar
@@ -13,7 +14,9 @@ from aiormq.exceptions import AMQPError, ChannelInvalidStateError
 from adapters.rabbitmq.address import Address
 from bus.errors import BusError, ConnectionLost, Misconfigured
 
-__all__ = ["DRIVER_ERRORS", "RPC_S", "Silence", "Undeclared", "lost", "no_connection", "refusal", "within"]
+__all__ = ["DRIVER_ERRORS", "RPC_S", "Silence", "Undeclared", "lost", "no_connection", "refusal", "trouble", "within"]
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -61,6 +64,17 @@ def lost(error: BaseException | None = None) -> ConnectionLost:
     if isinstance(error, ConnectionLost):
         return error
     return ConnectionLost(f"the connection to RabbitMQ is lost{_reason(error)}")
+
+
+def trouble(error: Exception, before: BusError | None) -> BusError:
+    """What a task that tries again has met. What nobody has foreseen is logged once, and goes for a lost connection:
+    such a task must never end."""
+    if isinstance(error, BusError):
+        return error
+    told = lost(error)
+    if str(told) != str(before):
+        logger.error("an error that is not foreseen, while connecting to RabbitMQ; trying again", exc_info=error)
+    return told
 
 
 def refusal(error: BaseException, topic: str, address: Address) -> BusError:

@@ -14,7 +14,7 @@ from aiormq.channel import Channel
 
 from adapters.rabbitmq.address import Address
 from adapters.rabbitmq.connection import AWAY_S, RETRY_S, Link, close_channel
-from adapters.rabbitmq.errors import DRIVER_ERRORS, lost, refusal, within
+from adapters.rabbitmq.errors import DRIVER_ERRORS, lost, refusal, trouble, within
 from bus.backoff import Backoff
 from bus.errors import BusError, Closed
 from bus.message import Delivery
@@ -153,17 +153,15 @@ class Reader:
         while True:
             await self._lost.wait()
             self._lost.clear()
-            if self._life:
-                continue  # an attempt had failed before the one that did not
-            channel, self._channel = self._channel, None
-            if channel is not None and not channel.is_closed:
-                await close_channel(channel)
-            while not self._life:
+            while not self._life:  # it is there where an attempt had failed before the one that did not
+                channel, self._channel = self._channel, None
                 try:
+                    if channel is not None and not channel.is_closed:
+                        await close_channel(channel)
                     await self._attach()
                     backoff.reset()
-                except BusError as error:
-                    self._problem = error
+                except Exception as error:
+                    self._problem = trouble(error, self._problem)
                     self._wake()
                     await asyncio.sleep(backoff.next_s())
 

@@ -12,6 +12,8 @@ from functools import partial
 
 import aiormq
 import pytest
+from aiormq.channel import Channel
+from aiormq.connection import Connection
 
 from adapters.rabbitmq import publisher, reader, topology
 from adapters.rabbitmq.address import Address
@@ -206,6 +208,47 @@ def test_nobody_reads_a_band(server_url: str) -> None:
         await other.aclose()
 
     play(server_url, check)
+
+
+# what nobody has foreseen
+
+
+@one_version
+def test_what_nobody_has_foreseen_ends_no_task_that_connects_again(
+    server_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    turns = {"connect": 6, "basic_qos": 2}
+
+    def odd(kind: type, name: str) -> None:
+        real = getattr(kind, name)
+
+        def call(*args: object, **options: object) -> object:
+            if turns[name]:
+                turns[name] -= 1
+                raise LookupError("odd")
+            return real(*args, **options)
+
+        monkeypatch.setattr(kind, name, call)
+
+    async def check(transport: RabbitTransport) -> None:
+        topic = work()
+        message = Message(new_id(), b"")
+        await transport.declare(topic)
+        await transport.publish(topic.name, [message])
+        subscription = await transport.subscribe(topic.name)
+        odd(Connection, "connect")
+        odd(Channel, "basic_qos")
+        for link in transport.links[:2]:
+            assert link._dialer is not None
+            link._dialer.abort()
+        got = await insist(partial(subscription.receive, max_messages=1, timeout_s=10))
+        assert ids(got) == [message.id]
+        await insist(partial(transport.publish, topic.name, [message]))
+
+    play(server_url, check)
+    assert not any(turns.values())
+    told = [record for record in caplog.records if record.exc_info and record.name.startswith("adapters.")]
+    assert len(told) == 3, "each task says it once, with its traceback"
 
 
 # acks and positions
