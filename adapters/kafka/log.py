@@ -24,6 +24,7 @@ from bus.transport import Lag, Seek, Start
 __all__ = ["LogSubscription", "log_lag"]
 
 REQUEST_MS = 10_000
+HAND_BYTES = 16 * 1024 * 1024  # no more is fetched while bodies of so much are waiting
 
 
 async def log_lag(cluster: Cluster, topic: Topic, group: str) -> Lag:
@@ -45,6 +46,7 @@ class LogSubscription(Reader):
         self._floor: dict[int, int] = {}  # all below is acked, or was passed over by a seek
         self._committed: dict[int, int] = {}
         self._buffer: deque[Any] = deque()
+        self._size_bytes = 0  # of the bodies in the buffer
         self._drained = asyncio.Event()
         self._consumer: AIOKafkaConsumer | None = None
 
@@ -79,8 +81,12 @@ class LogSubscription(Reader):
 
     def _go_to(self, positions: Mapping[int, int]) -> None:
         self._next, self._floor = dict(positions), dict(positions)
-        self._buffer.clear()
+        self._drop()
         self._failure = None
+
+    def _drop(self) -> None:
+        self._buffer.clear()
+        self._size_bytes = 0
 
     async def _resolve(self, to: Seek) -> dict[int, int]:
         """The offsets that `to` means. A partition that is not named begins at its earliest."""
@@ -108,6 +114,7 @@ class LogSubscription(Reader):
         taken: list[Delivery] = []
         while self._buffer and len(taken) < room:
             record = self._buffer.popleft()
+            self._size_bytes -= record.serialized_value_size
             self._next[record.partition] = record.offset + 1
             taken.append(Delivery(message_of(record), self._name, record.partition, record.offset, None))
         if len(self._buffer) <= self._prefetch // 2:
@@ -136,14 +143,14 @@ class LogSubscription(Reader):
                 found = said(error, f"read topic {self._name!r}")
                 self._failure = found if not isinstance(found, ConnectionLost) else None
             finally:
-                self._buffer.clear()
+                self._drop()
                 await stop(consumer)
             self._ring()
             await asyncio.sleep(backoff.next_s())
 
     async def _fetch(self, consumer: AIOKafkaConsumer) -> None:
         while True:
-            while len(self._buffer) >= self._prefetch:
+            while len(self._buffer) >= self._prefetch or self._size_bytes >= HAND_BYTES:
                 self._drained.clear()
                 await self._drained.wait()
             found = await consumer.getmany(timeout_ms=WAIT_MS, max_records=self._prefetch - len(self._buffer))
@@ -151,6 +158,7 @@ class LogSubscription(Reader):
                 check_there(consumer, self._name)
             for records in found.values():
                 self._buffer.extend(records)
+                self._size_bytes += sum(record.serialized_value_size for record in records)
             self._failure = None
             self._ring()
 

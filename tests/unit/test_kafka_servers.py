@@ -321,6 +321,32 @@ def test_a_log_that_was_made_anew_has_no_negative_lag(server_url: str) -> None:
     asyncio.run(with_bus(server_url, check))
 
 
+@pytest.mark.parametrize("server_url", kinds("kafka"), indirect=True)
+def test_a_reader_of_a_log_holds_few_bytes(server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large messages wait in Kafka, whatever the prefetch; and all come."""
+    monkeypatch.setattr(log, "HAND_BYTES", 1_000_000)
+
+    async def check(bus: Transport) -> None:
+        topic = Topic(new_id(), Kind.LOG)
+        await bus.declare(topic)
+        for _ in range(6):
+            await bus.publish(topic.name, [Message(new_id(), b"x" * 100_000) for _ in range(10)])
+        reader = await bus.subscribe(topic.name, prefetch=100, start="earliest")
+        assert isinstance(reader, log.LogSubscription)
+        taken = await take(reader, 1)
+
+        async def has_enough() -> bool:
+            return len(reader._buffer) >= 10 and not reader._drained.is_set()
+
+        await scene.until(has_enough)
+        assert len(reader._buffer) < 10 + 11, "one more answer of Kafka at most"
+        taken += await take(reader, 59)
+        assert [one.offset for one in taken] == list(range(60))
+        assert reader._size_bytes == 0
+
+    asyncio.run(with_bus(server_url, check))
+
+
 @asynccontextmanager
 async def admin_of(bus: KafkaTransport) -> AsyncIterator[AIOKafkaAdminClient]:
     admin = AIOKafkaAdminClient(**bus._cluster.servers.driver)
