@@ -69,7 +69,7 @@ class Link:
         _hush()
 
     async def get(self) -> Connection:
-        """The connection. Raises `ConnectionLost` where it is away for longer than a few seconds."""
+        """The connection. Where it is away for longer than a few seconds, raises what the last attempt met."""
         if self._connection is not None:
             return self._connection
         if self.closed:
@@ -84,7 +84,7 @@ class Link:
             async with asyncio.timeout(AWAY_S):
                 await self._there.wait()
         except TimeoutError:
-            raise lost(self._problem) from None
+            raise self._problem or lost() from None
         return await self.get()
 
     @asynccontextmanager

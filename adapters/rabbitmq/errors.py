@@ -90,7 +90,7 @@ def refusal(error: BaseException, topic: str, address: Address) -> BusError:
             f"user {address.user!r} of the bus URL has no rights on {topic!r}:"
             f" rabbitmqctl set_permissions -p {address.vhost} {address.user} '.*' '.*' '.*'"
         )
-    if isinstance(error, amqp.ChannelPreconditionFailed):
+    if isinstance(error, amqp.ChannelPreconditionFailed) and "inequivalent" in str(error):
         return Misconfigured(
             f"queue {topic!r} is there with other arguments: delete it, or choose another ?prefix= on the bus URL"
         )

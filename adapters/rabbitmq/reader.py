@@ -68,7 +68,7 @@ class Reader:
             now = loop.time()
             if not self._life:
                 if now >= patience or (now >= deadline and self._problem):
-                    raise lost(self._problem)
+                    raise self._problem or lost()
                 if now >= deadline:
                     return ()
                 await self._wait(min(deadline, patience) - now)
@@ -172,7 +172,7 @@ class Reader:
             async with asyncio.timeout(AWAY_S):
                 await self._attached.wait()
         except TimeoutError:
-            raise lost(self._problem) from None
+            raise self._problem or lost() from None
 
     async def _wait(self, timeout_s: float) -> None:
         loop = asyncio.get_running_loop()

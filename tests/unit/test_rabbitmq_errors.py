@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from aiormq.exceptions import AMQPError, ChannelClosed
+from aiormq.exceptions import AMQPError, ChannelClosed, ChannelPreconditionFailed
 
-from adapters.rabbitmq.errors import within
-from bus.errors import ConnectionLost
+from adapters.rabbitmq.address import Address
+from adapters.rabbitmq.errors import refusal, within
+from bus.errors import BusError, ConnectionLost, Misconfigured
 
 
 @pytest.mark.parametrize(
@@ -31,3 +32,15 @@ def test_a_call_that_it_gives_up_is_a_lost_connection(thrown: type[BaseException
             await within(answer)
 
     asyncio.run(call())
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q' in vhost '/'", Misconfigured),
+        ("PRECONDITION_FAILED - stream queue 'q' does not have a running replica on the local node", ConnectionLost),
+    ],
+)
+def test_only_other_arguments_are_told_as_such(said: str, told: type[BusError]) -> None:
+    """A broker that has just started gets over the rest; nobody should delete a queue for it."""
+    assert type(refusal(ChannelPreconditionFailed(said), "q", Address.parse("amqp://h/", 60.0))) is told
