@@ -52,5 +52,7 @@ def _look(send: Callable[..., Any], request: Any, **options: Any) -> Any:
 
 
 def failure(task: asyncio.Task[None]) -> BaseException | None:
-    """Why a task that is done did not return."""
-    return asyncio.CancelledError() if task.cancelled() else task.exception()
+    """Why a task that is done did not return, unless somebody has cancelled it; the driver cancels futures, too."""
+    if task.cancelled():
+        return None if task.cancelling() else asyncio.CancelledError()
+    return task.exception()
