@@ -16,7 +16,7 @@ from aiormq.connection import Connection, TransportFactory
 from aiormq.exceptions import AMQPConnectionError
 
 from adapters.rabbitmq.address import Address
-from adapters.rabbitmq.errors import DRIVER_ERRORS, RPC_S, Silence, lost, no_connection, trouble, within
+from adapters.rabbitmq.errors import DRIVER_ERRORS, OURS, RPC_S, Silence, lost, no_connection, trouble, within
 from bus.backoff import Backoff
 from bus.errors import BusError, Closed, ConnectionLost
 
@@ -246,10 +246,10 @@ def _exception(closing: asyncio.Future[Any]) -> BaseException | None:
 
 class _Hush(logging.Filter):
     """The driver logs a loss several times and with tracebacks; here it is said once. Nothing but its log tells why
-    the broker blocks a connection."""
+    the broker blocks a connection. What others in the process do with the driver is left alone."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno < logging.WARNING:
+        if record.levelno < logging.WARNING or record.msg == "Consumer callback failed" or not OURS.get():
             return True
         if "was blocked by" in str(record.msg) and isinstance(record.args, tuple):
             logger.warning("RabbitMQ has an alarm and takes no messages until it is over: %s", record.args[-1])
@@ -262,5 +262,8 @@ _HUSH = _Hush()
 
 
 def _hush() -> None:
+    driver = logging.getLogger("aiormq")
+    if driver.level == logging.NOTSET:
+        driver.setLevel(logging.WARNING)  # it makes two records of each frame, even where nobody reads them
     for name in ("aiormq.connection", "aiormq.channel"):
         logging.getLogger(name).addFilter(_HUSH)

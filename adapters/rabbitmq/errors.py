@@ -6,6 +6,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Awaitable
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from aiormq import exceptions as amqp
@@ -14,13 +15,25 @@ from aiormq.exceptions import AMQPError, ChannelInvalidStateError
 from adapters.rabbitmq.address import Address
 from bus.errors import BusError, ConnectionLost, Misconfigured
 
-__all__ = ["DRIVER_ERRORS", "RPC_S", "Silence", "Undeclared", "lost", "no_connection", "refusal", "trouble", "within"]
+__all__ = [
+    "DRIVER_ERRORS",
+    "OURS",
+    "RPC_S",
+    "Silence",
+    "Undeclared",
+    "lost",
+    "no_connection",
+    "refusal",
+    "trouble",
+    "within",
+]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 RPC_S = 20.0  # the broker has answered by then, or is as good as gone
+OURS: ContextVar[bool] = ContextVar("OURS", default=False)  # in all that the driver does for us
 DRIVER_ERRORS = (AMQPError, ChannelInvalidStateError, OSError, RuntimeError, ValueError)
 
 
@@ -38,7 +51,9 @@ async def within(answer: Awaitable[T], limit_s: float = RPC_S) -> T:
     A call that is given up goes on until its answer comes or the connection ends: if it were cancelled, the driver
     would close its channel, and a broker that is just closing it, too, answers by closing the connection.
     """
+    token = OURS.set(True)  # the tasks that the driver makes for the answer inherit it
     task: asyncio.Future[T] = asyncio.ensure_future(answer)
+    OURS.reset(token)
     try:
         await asyncio.wait((task,), timeout=limit_s)
     finally:

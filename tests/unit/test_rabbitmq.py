@@ -152,6 +152,25 @@ def test_another_retention_is_said_and_left(server_url: str, caplog: pytest.LogC
     assert [r.levelname for r in caplog.records if "retention" in r.message] == ["WARNING"]
 
 
+def test_the_drivers_log_is_quiet_for_us_alone(caplog: pytest.LogCaptureFixture) -> None:
+    url = f"amqp://guest:guest@127.0.0.1:{free_port()}/"
+    driver = logging.getLogger("aiormq")
+    before = driver.level
+    try:
+        for level, others in ((logging.NOTSET, {"ERROR"}), (logging.DEBUG, {"DEBUG", "ERROR"})):
+            driver.setLevel(level)
+            with caplog.at_level(logging.DEBUG):
+                refusal(url, ConnectionLost)
+                assert {r.levelname for r in caplog.records if r.name.startswith("aiormq")} == others - {"ERROR"}
+                caplog.clear()
+                with pytest.raises(ConnectionError):
+                    asyncio.run(raw(url))
+                assert {r.levelname for r in caplog.records if r.name.startswith("aiormq")} == others
+                caplog.clear()
+    finally:
+        driver.setLevel(before)
+
+
 # what others do to a queue
 
 
