@@ -30,7 +30,8 @@ T = TypeVar("T")
 
 BANDS_S = (1, 10, 60, 600, 3600)
 FORWARD = 256  # messages that one forwarder holds of one band
-LOOK_S = 30.0
+LOOK_S = 5.0
+WAIT_S = 30.0
 EARLY_S = 0.005  # a hold queue counts in milliseconds, and the clocks of hosts differ
 
 
@@ -58,7 +59,8 @@ class Banded:
     about a second late. Its own headers, `to` (the queue), `not-before` and `until` (when the band lets it go), never
     reach a reader.
 
-    Where the bus does not `HOLD`, each process that reads a queue forwards from its bands, too.
+    Where the bus does not `HOLD`, a process forwards from the bands that it has put something into; and one that reads
+    a queue from all of its bands in which it finds something, which it looks for every 5 s.
     """
 
     def __init__(self, inner: Transport) -> None:
@@ -97,6 +99,8 @@ class Banded:
                 calls.setdefault(topic, []).append(message._replace(not_before=None))
             else:
                 band_s = band_of(left_s)
+                if not self._holds:
+                    self._forwarder(topic).read(_band(topic, band_s))
                 calls.setdefault(_band(topic, band_s), []).append(_held(message, topic, now + band_s))
         for result in await asyncio.gather(
             *(self.inner.publish(*call) for call in calls.items()), return_exceptions=True
@@ -113,9 +117,12 @@ class Banded:
             return inner
         forwarder = None
         if not self._holds:
-            forwarder = self._forwarders.setdefault(_base(topic), _Forwarder(self, topic, member))
-            forwarder.join()
+            forwarder = self._forwarder(topic)
+            forwarder.join(member)
         return _Reader(self, inner, forwarder)
+
+    def _forwarder(self, queue: str) -> _Forwarder:
+        return self._forwarders.setdefault(_base(queue), _Forwarder(self, queue))
 
     async def lag(self, topic: str, *, group: str = "") -> Lag:
         """`delayed` is that of all lanes together, and told for the queue without a lane only."""
@@ -212,19 +219,25 @@ class _Reader:
 
 
 class _Forwarder:
-    """Reads the bands of a queue while this process reads one of its lanes, and moves on what its band lets go."""
+    """Reads bands of a queue, and moves on what its band lets go.
 
-    def __init__(self, bus: Banded, queue: str, member: str) -> None:
-        self._bus, self._queue, self._member = bus, queue, member
+    A band that nobody uses is not read: on Kafka each reader costs a worker some requests a second.
+    """
+
+    def __init__(self, bus: Banded, queue: str) -> None:
+        self._bus, self._queue, self._member = bus, queue, ""
         self._readers = 0
-        self._tasks: list[asyncio.Task[None]] = []
+        self._watch: asyncio.Task[None] | None = None
+        self._tasks: dict[str, asyncio.Task[None]] = {}
         self._failure: BaseException | None = None
 
-    def join(self) -> None:
+    def join(self, member: str) -> None:
+        """One more reader of a lane."""
         self._readers += 1
+        self._member = member
         if self._readers == 1:
             self._failure = None
-            self._tasks = [asyncio.create_task(self._run(band)) for band in bands(self._queue)]
+            self._watch = asyncio.create_task(self._find_used())
 
     async def leave(self) -> None:
         self._readers -= 1
@@ -236,17 +249,32 @@ class _Forwarder:
         if self._failure is not None:
             raise self._failure
 
+    def read(self, band: str) -> None:
+        """There is something in it."""
+        if band not in self._tasks:
+            self._tasks[band] = asyncio.create_task(self._run(band))
+
     async def aclose(self) -> None:
-        tasks, self._tasks = self._tasks, []
+        tasks = [*self._tasks.values(), *([self._watch] if self._watch is not None else [])]
+        self._tasks = {}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run(self, band: Topic) -> None:
+    async def _find_used(self) -> None:
+        """What others put into a band, who may be gone."""
+        while unread := {band.name for band in bands(self._queue)} - self._tasks.keys():
+            for band in unread:
+                with suppress(BusError):
+                    if (await self._bus.inner.lag(band)).ready != 0:
+                        self.read(band)
+            await asyncio.sleep(LOOK_S)
+
+    async def _run(self, band: str) -> None:
         subscription: Subscription | None = None
         try:
             subscription = await _insist(
-                lambda: self._bus.inner.subscribe(band.name, prefetch=FORWARD, member=self._member)
+                lambda: self._bus.inner.subscribe(band, prefetch=FORWARD, member=self._member)
             )
             while True:
                 await self._forward(subscription)
@@ -261,7 +289,7 @@ class _Forwarder:
 
     async def _forward(self, reader: Subscription) -> None:
         """What there is, in the order of arrival, which is that of leaving."""
-        waiting = list(await _insist(lambda: reader.receive(max_messages=FORWARD, timeout_s=LOOK_S)))
+        waiting = list(await _insist(lambda: reader.receive(max_messages=FORWARD, timeout_s=WAIT_S)))
         while waiting:
             now = time.time()
             count = next((i for i, one in enumerate(waiting) if _until(one.message) > now), len(waiting))

@@ -91,6 +91,7 @@ class Worker:
         self.in_flight = InFlight(crawler.settings.getint("CONCURRENT_REQUESTS") + SPARE_IN_FLIGHT)
         self.last: JobStatus | None = None
         self.pages_of_others = 0  # finished by the rest of the fleet, at the last look
+        self._refused = 0  # links, and not counted yet
         self._armed = self._opened = False
         self._loop: asyncio.AbstractEventLoop
         self._tasks: list[asyncio.Task[None]] = []
@@ -183,6 +184,7 @@ class Worker:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._stopping is not None:
             await self._stopping
+        self._count_refused()
         if self.failed is None:
             await self.outbox.flush()
         await self.outbox.aclose()
@@ -324,13 +326,19 @@ class Worker:
 
     def refused(self, duplicates: int) -> None:
         """So many links were known."""
-        if duplicates:
-            self.outbox.count("duplicates", duplicates)
-            self.crawler.stats.inc_value("dupefilter/filtered", duplicates)
+        self._refused += duplicates
+
+    def _count_refused(self) -> None:
+        """Once a page: to count costs more than to refuse a link."""
+        if self._refused:
+            self.outbox.count("duplicates", self._refused)
+            self.crawler.stats.inc_value("dupefilter/filtered", self._refused)
+            self._refused = 0
 
     # how a request ends
 
     def _finish(self, request: Request) -> None:
+        self._count_refused()
         fetch = self.in_flight.take_back(request)
         if fetch is None:
             return  # robots.txt, media, the self-test; or one that was given back as a retry

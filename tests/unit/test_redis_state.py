@@ -462,7 +462,7 @@ def test_a_page_is_in_the_bucket_of_its_low_bits(members: list[int], load: int) 
 
 
 def test_a_page_takes_less_than_ten_bytes(url: str) -> None:
-    many = 200_000
+    many = 500_000
     with redis.Redis.from_url(url) as client:
 
         async def scene(state: RedisState, job: Job) -> None:
