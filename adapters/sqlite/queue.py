@@ -64,7 +64,12 @@ class Owners:
         self._ids: set[int] = set()
 
     def add(self, connection: sqlite3.Connection, topic: int) -> int:
-        """A new owner. Its number is random: no other is ever taken for it, even where this commit fails."""
+        """A new owner. Its number is random: no other is ever taken for it, even where this commit fails.
+
+        What its dead predecessor held is ready before it takes anything, so that the oldest comes first: behind newer
+        work it would be begun in each of a row of short lives, finished in none, and be taken for poison.
+        """
+        self.sweep(connection)
         owner = random.getrandbits(62) + 1
         expires = time.time() + self.lease_s
         connection.execute("INSERT INTO bus_owners VALUES (?, ?, ?, ?)", (owner, topic, expires, this_process()))

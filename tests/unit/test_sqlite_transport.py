@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
@@ -178,3 +180,29 @@ def test_subscribing_and_acking_is_being_there(tmp_path: Path) -> None:
         assert await is_there()
 
     play(tmp_path / "a.db", check)
+
+
+DIES = """
+import asyncio, os, sys
+from adapters.sqlite.transport import SqliteTransport
+
+async def die():
+    reader = await (await SqliteTransport.connect(sys.argv[1])).subscribe("work")
+    assert len(await reader.receive(max_messages=2, timeout_s=10)) == 2
+    os._exit(9)
+
+asyncio.run(die())
+"""
+
+
+def test_what_a_dead_reader_held_comes_before_newer_work(tmp_path: Path) -> None:
+    async def check(transport: SqliteTransport) -> None:
+        messages = [Message(new_id(), b"") for _ in range(4)]
+        await transport.publish("work", messages)
+        command = [sys.executable, "-c", DIES, f"sqlite:///{tmp_path / 'bus.db'}"]
+        assert await asyncio.to_thread(subprocess.call, command) == 9
+        reader = await transport.subscribe("work")
+        received = await reader.receive(max_messages=4, timeout_s=10)
+        assert [delivery.message.id for delivery in received] == [message.id for message in messages]
+
+    play(tmp_path / "bus.db", check)
