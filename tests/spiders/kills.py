@@ -117,7 +117,7 @@ def command_of(pid: int) -> str:
 
 
 class Verdict(NamedTuple):
-    """What became of the pages. A kill counts only if a page was finished since the last one."""
+    """What became of the pages. Pages were finished between any two kills."""
 
     workers: int
     kills: int
@@ -190,14 +190,14 @@ class Fleet:
         return subprocess.Popen(self._command, cwd=self.directory, env=env, stdout=self._log, stderr=self._log)
 
     async def kill(self, site: PacedSite, kills: int, rng: random.Random, timeout_s: float) -> int:
-        """Kill one process after another; returns how many."""
+        """Kill one process after another, evenly over the crawl; returns how many."""
         killed, finished, deadline = 0, 0, time.monotonic() + timeout_s
+        step = len(site.expected) // (kills + 1)
         while self._process.poll() is None and killed < kills and time.monotonic() < deadline:
             site.share = (killed + 1) / (kills + 1)
             await asyncio.sleep(rng.uniform(0.05, 0.3))
             now = await self.pages()
-            victims = self.victims()
-            if now > finished and victims:
+            if now - finished > 0.7 * step and (victims := self.victims()):
                 finished = now
                 self.kill_one(rng.choice(victims))
                 killed += 1
