@@ -1,4 +1,5 @@
-"""Which process holds a lease, so that the work of one that was killed need not wait for the lease to run out."""
+"""Processes of one machine: which of them holds a lease, so that the work of one that was killed need not wait for the
+lease to run out; and what a command and its children agree on."""
 
 from __future__ import annotations
 
@@ -6,7 +7,10 @@ import functools
 import os
 from pathlib import Path
 
-__all__ = ["is_gone", "this_process"]
+__all__ = ["AWAY", "PARENT_FD", "is_gone", "this_process"]
+
+PARENT_FD = "CRAWLBUS_PARENT_FD"  # names a pipe that closes when the command that started us dies
+AWAY = 75  # a child's exit code where the bus or the state does not answer: EX_TEMPFAIL of sysexits.h
 
 
 def this_process() -> str:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from bus.errors import Misconfigured
+from bus.process import PARENT_FD
 from bus.registry import connect_state, connect_transport
 from bus.settings import Settings, state_url
 from bus.transport import Transport
@@ -18,8 +19,6 @@ from consumers.daemon import ConsumeOptions, ConsumeResult, consume
 from consumers.sink import sink_of
 
 __all__ = ["connected", "consume_process", "consume_urls", "parent_watched"]
-
-PARENT_FD = "CRAWLBUS_PARENT_FD"  # a pipe that the process which started us holds open while it lives
 
 
 @asynccontextmanager

@@ -9,14 +9,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from random import random
 
-__all__ = ["PARENT_FD", "READY_FD", "Child", "ChildFailed"]
+from bus.errors import ConnectionLost
+from bus.process import AWAY, PARENT_FD
 
-PARENT_FD = "CRAWLBUS_PARENT_FD"  # a pipe that closes when the parent dies
+__all__ = ["READY_FD", "Child", "ChildFailed"]
+
 READY_FD = "CRAWLBUS_READY_FD"  # a pipe that hears of the first fetch
 BACKOFF_S = (0.5, 30.0)
 KILLED_S = 4.0  # the longest pause after a kill from outside, which may be for want of memory
 FAILURES = 3
-NOT_REACHABLE = 3
 LIVED_S = 5.0
 CHUNK_BYTES = 64 * 1024
 FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM})  # no process does that to itself by mistake
@@ -61,13 +62,15 @@ class Child:
         while True:
             began_s = time()
             code, ready, errors = await self._once()
+            if away := code == AWAY:
+                code = ConnectionLost.exit_code
             lived |= ready or time() - began_s > LIVED_S
             if code in self._final:
                 return code
             if self._stopping:
                 return max(code, 0)  # below nought: the signal came before it could take one
             outside = -code in FROM_OUTSIDE or (code < 0 and not self._tells_ready)
-            if not (lived and code == NOT_REACHABLE):
+            if not (lived and away):
                 failures = 0 if ready or outside else failures + 1
             if ready:
                 pause_s = BACKOFF_S[0]

@@ -15,9 +15,10 @@ from scrapy.settings import Settings as ScrapySettings
 from twisted.python.failure import Failure
 
 from bus.errors import BusError
+from bus.process import PARENT_FD
 from bus.state import JobStatus
 from spiders.addon import addon_of
-from spiders.children import PARENT_FD, READY_FD
+from spiders.children import READY_FD
 from spiders.sinks import SinkBeside
 
 __all__ = ["run_worker"]
