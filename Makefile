@@ -22,7 +22,7 @@ demo: $(VENV)/installed
 # What the servers need is fetched and built beside the lint.
 test: system-packages $(VENV)/installed-dev
 	@$(BIN)/python -m tests.servers prepare & $(MAKE) --no-print-directory lint; result=$$?; wait; exit $$result
-	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --durations 25 $(PYTEST)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --durations 25 $(PYTEST)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

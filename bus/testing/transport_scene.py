@@ -19,7 +19,7 @@ __all__ = ["PATIENCE_S", "Bus", "Stage", "ids", "insist", "refused", "staged", "
 
 T = TypeVar("T")
 
-PATIENCE_S = 20.0  # what must happen has this long; a check that passes never waits for it
+PATIENCE_S = 50.0  # what must happen has this long; a check that passes never waits for it
 LATE_S = 2.0  # what should come at once or at its time, on a machine that has other things to do
 
 
