@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ from adapters.kafka.errors import said
 from adapters.kafka.patience import failure, started
 from adapters.kafka.url import Servers
 from bus.errors import BusError, ConnectionLost, Misconfigured
+from bus.tls import MAY_WANT
 
 __all__ = ["CONNECT_S", "Cluster", "raise_for"]
 
@@ -243,15 +245,17 @@ class Cluster:
                 connection.close()
                 return
             except (KafkaError, OSError, ValueError) as error:
-                # a ValueError is SCRAM's, of a server that does not know the password either
-                found = said(error, "connect") if not isinstance(error, ValueError) else None
+                # another ValueError is SCRAM's, of a server that does not know the password either
+                known = isinstance(error, ssl.SSLError) or not isinstance(error, ValueError)
+                found = said(error, "connect") if known else None
                 reason = found if isinstance(found, Misconfigured) else reason
         raise reason or self._nobody()
 
     def _nobody(self) -> ConnectionLost:
+        wants = "a listener with TLS wants kafka+ssl://, one with SASL a user and a password"
         return ConnectionLost(
             f"no Kafka broker answers at {self.servers}: start it, or correct --bus (CRAWLBUS_BUS); "
-            "a listener with TLS wants kafka+ssl://, one with SASL a user and a password"
+            + (MAY_WANT if "ssl_context" in self.servers.driver else wants)
         )
 
     async def _beat(self) -> None:

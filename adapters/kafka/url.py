@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
 from bus.errors import Misconfigured
+from bus.tls import TLS_OPTIONS, refuse_tls_options, tls_context
 from bus.url import query, scheme
 
 __all__ = ["Servers", "parse"]
 
 PORT = 9092
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
-TLS_OPTIONS = ("ca", "cert", "key", "verify")
 
 
 @dataclass(frozen=True)
@@ -30,14 +29,14 @@ class Servers:
 
 
 def parse(url: str) -> Servers:
-    """Options: `mechanism` (PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512) where there is a user; of kafka+ssl `ca`, `cert`
-    and `key` (files) and `verify=0` (any certificate will do). Raises `Misconfigured` for anything else."""
+    """Options: `mechanism` (PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512) where there is a user; of kafka+ssl those
+    of `tls_context`. Raises `Misconfigured` for anything else."""
     tls = scheme(url) == "kafka+ssl"
     options = query(url)
     known = ("mechanism", *(TLS_OPTIONS if tls else ()))
+    if not tls:
+        refuse_tls_options(options, "kafka+ssl")
     for name in options:
-        if name in TLS_OPTIONS and not tls:
-            raise Misconfigured(f"{name}= of the bus URL is for TLS: write kafka+ssl:// instead of kafka://")
         if name not in known:
             raise Misconfigured(f"the bus URL has an option {name!r} that {scheme(url)}:// does not know: leave it out")
     place = url.partition("?")[0].partition("://")[2]
@@ -55,7 +54,7 @@ def parse(url: str) -> Servers:
     elif "mechanism" in options:
         raise Misconfigured("mechanism= of the bus URL needs a user: write kafka://USER:PASSWORD@HOST")
     if tls:
-        driver["ssl_context"] = _tls(options)
+        driver["ssl_context"] = tls_context(options)
     return Servers(hosts, driver)
 
 
@@ -84,29 +83,3 @@ def _login(login: str, options: Mapping[str, str]) -> dict[str, str]:
         "sasl_plain_username": unquote(user),
         "sasl_plain_password": unquote(password),
     }
-
-
-def _tls(options: Mapping[str, str]) -> ssl.SSLContext:
-    if (verify := options.get("verify", "1")) not in ("0", "1"):
-        raise Misconfigured(f"verify={verify} of the bus URL is neither 1 (check the certificate, as always) nor 0")
-    if "key" in options and "cert" not in options:
-        raise Misconfigured("key= of the bus URL needs cert=, the certificate that it belongs to")
-    try:
-        context = ssl.create_default_context(cafile=options.get("ca"))
-    except (OSError, ssl.SSLError) as error:
-        raise Misconfigured(f"ca={options['ca']} of the bus URL is no file of certificates: {_reason(error)}") from None
-    if verify == "0":
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    if "cert" in options:
-        try:
-            context.load_cert_chain(options["cert"], options.get("key"))
-        except (OSError, ssl.SSLError) as error:
-            raise Misconfigured(
-                f"cert={options['cert']} (and key=) of the bus URL cannot be used: {_reason(error)}"
-            ) from None
-    return context
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or type(error).__name__).lower()

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 import re
 import ssl
-from collections.abc import Mapping
 from typing import NamedTuple, Self
 from urllib.parse import quote, unquote
 
 from bus.errors import Misconfigured
+from bus.tls import TLS_OPTIONS, refuse_tls_options, tls_context
 from bus.url import query, scheme
 
 __all__ = ["Address"]
 
-OPTIONS = ("ca", "cert", "heartbeat", "key", "verify")
+OPTIONS = ("heartbeat", *TLS_OPTIONS)
 PORTS = {"amqp": 5672, "amqps": 5671}
 LONGEST_HEARTBEAT_S = 600
 SHORTEST_HEARTBEAT_S = 2  # with 1, an event loop that is busy for two seconds loses all its work
@@ -25,7 +25,7 @@ _HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]+)(?::(?P<port>\d{1,5
 class Address(NamedTuple):
     """`amqp(s)://USER:PASSWORD@HOST:PORT,HOST2/VHOST?OPTIONS`; no path, or `/`, is the virtual host `/`.
 
-    Options: `heartbeat` (whole seconds); of amqps `ca`, `cert`, `key` (files), and `verify=0`, to trust anybody.
+    Options: `heartbeat` (whole seconds); of amqps those of `tls_context`.
     """
 
     hosts: tuple[str, ...]  # host:port
@@ -43,6 +43,8 @@ class Address(NamedTuple):
             raise Misconfigured(
                 f"the bus URL has an option {unknown[0]!r} that {kind}:// does not know: choose of {', '.join(OPTIONS)}"
             )
+        if kind == "amqp":
+            refuse_tls_options(options, "amqps")
         place, _, path = url.partition("://")[2].partition("?")[0].partition("/")
         login, _, names = place.rpartition("@")
         user, _, password = login.partition(":")
@@ -58,7 +60,7 @@ class Address(NamedTuple):
             user,
             vhost,
             heartbeat_s,
-            _tls(options, kind),
+            tls_context(options) if kind == "amqps" else None,
         )
 
     @property
@@ -89,29 +91,3 @@ def _heartbeat(given: str | None, lease_s: float) -> int:
             f" to {LONGEST_HEARTBEAT_S}"
         )
     return int(given)
-
-
-def _tls(options: Mapping[str, str], kind: str) -> ssl.SSLContext | None:
-    if kind == "amqp":
-        if given := sorted(set(options) - {"heartbeat"}):
-            raise Misconfigured(f"the bus URL has {given[0]}=, which is of use with amqps:// only: write amqps://")
-        return None
-    if (verify := options.get("verify", "1")) not in ("0", "1"):
-        raise Misconfigured(f"verify={verify!r} of the bus URL is neither 0 nor 1")
-    if "key" in options and "cert" not in options:
-        raise Misconfigured("the bus URL has key= without cert=: give both")
-    try:
-        context = ssl.create_default_context(cafile=options.get("ca"))
-        if "cert" in options:
-            context.load_cert_chain(options["cert"], options.get("key"), password=_no_password)
-    except OSError as error:
-        names = ", ".join(f"{name}={options[name]}" for name in ("ca", "cert", "key") if name in options)
-        raise Misconfigured(f"{names} of the bus URL cannot be used: {error.strerror or error}") from None
-    if verify == "0":
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def _no_password() -> str:
-    raise Misconfigured("the file of key= of the bus URL is encrypted: give one without a passphrase")

@@ -14,6 +14,7 @@ from aiormq.exceptions import AMQPError, ChannelInvalidStateError
 
 from adapters.rabbitmq.address import Address
 from bus.errors import BusError, ConnectionLost, Misconfigured
+from bus.tls import MAY_WANT
 
 __all__ = [
     "DRIVER_ERRORS",
@@ -134,7 +135,9 @@ def no_connection(error: BaseException, host: str, address: Address) -> BusError
         return Misconfigured(
             f"TLS with RabbitMQ at {host} fails ({cause.reason}): see the port, ca= and cert= of the bus URL"
         )
-    return ConnectionLost(f"RabbitMQ at {host} is not reachable{_reason(error)}")
+    broken = isinstance(cause, ConnectionResetError | EOFError)
+    hint = f"; {MAY_WANT}" if address.tls and broken else ""
+    return ConnectionLost(f"RabbitMQ at {host} is not reachable{_reason(error)}{hint}")
 
 
 def _reason(error: BaseException | None) -> str:

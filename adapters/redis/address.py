@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import unquote
 
 from bus.errors import Misconfigured
+from bus.tls import TLS_OPTIONS, refuse_tls_options, tls_context
 from bus.url import query, scheme
 
 __all__ = ["Address", "Host", "Setting", "parse"]
@@ -15,8 +15,7 @@ __all__ = ["Address", "Host", "Setting", "parse"]
 Setting = Literal["bus", "state"]
 PORT = 6379
 SENTINEL_PORT = 26379
-OPTIONS = ("ca", "cert", "key", "verify", "volatile")
-TLS_OPTIONS = {"ca", "cert", "key", "verify"}
+OPTIONS = (*TLS_OPTIONS, "volatile")
 
 
 class Host(NamedTuple):
@@ -70,7 +69,7 @@ def parse(url: str, setting: Setting) -> Address:
         username=unquote(username) or None,
         password=unquote(password) or None,
         volatile=options.get("volatile", "0") == "1",
-        tls=_tls(options, setting) if kind == "rediss" or options.keys() & TLS_OPTIONS else None,
+        tls=_tls(options, setting) if kind == "rediss" or options.keys() & {*TLS_OPTIONS} else None,
     )
 
 
@@ -80,15 +79,13 @@ def _wrong(setting: Setting, what: str) -> Misconfigured:
 
 def _options(kind: str, url: str, setting: Setting) -> dict[str, str]:
     options = query(url)
+    if kind == "redis":
+        refuse_tls_options(options, "rediss", setting)
     for name, value in options.items():
         if name not in OPTIONS:
             raise _wrong(setting, f"a Redis URL has no option {name!r}: it takes {', '.join(OPTIONS)}")
-        if name in ("verify", "volatile") and value not in ("0", "1"):
+        if name == "volatile" and value not in ("0", "1"):
             raise _wrong(setting, f"{name}={value!r} of the URL is neither 0 nor 1")
-        if name in TLS_OPTIONS and kind == "redis":
-            raise _wrong(setting, f"the URL has {name}=, which is of use with rediss:// only: write rediss://")
-    if "key" in options and "cert" not in options:
-        raise _wrong(setting, "the URL has key= without cert=: give both")
     return options
 
 
@@ -124,12 +121,9 @@ def _service_and_db(kind: str, path: str, setting: Setting) -> tuple[str, int]:
 
 
 def _tls(options: dict[str, str], setting: Setting) -> dict[str, Any]:
-    """What redis-py calls it. A certificate is verified, with its host name, unless `verify=0`."""
-    verify = options.get("verify", "1") != "0"
+    """What redis-py calls it: it makes a context of its own."""
+    tls_context(options, setting)
+    verify = options.get("verify") != "0"
     tls: dict[str, Any] = {"ssl_cert_reqs": "required" if verify else "none", "ssl_check_hostname": verify}
-    for name, key in (("ca", "ssl_ca_certs"), ("cert", "ssl_certfile"), ("key", "ssl_keyfile")):
-        if file := options.get(name):
-            if not Path(file).is_file():
-                raise _wrong(setting, f"there is no file {file} for the option {name!r} of the URL")
-            tls[key] = file
-    return tls
+    names = (("ca", "ssl_ca_certs"), ("cert", "ssl_certfile"), ("key", "ssl_keyfile"))
+    return tls | {key: options[name] for name, key in names if name in options}

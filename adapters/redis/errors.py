@@ -10,6 +10,7 @@ from redis import exceptions
 
 from adapters.redis.address import Address
 from bus.errors import BusError, ConnectionLost, Misconfigured, StorageFailed, TransportError
+from bus.tls import MAY_WANT
 
 __all__ = ["RIGHTS", "Moved", "Refused", "translate"]
 
@@ -70,7 +71,7 @@ def translate(error: Exception, address: Address) -> BusError:
     if isinstance(cause := _root(error), ssl.SSLCertVerificationError):
         return Misconfigured(f"{where}: {cause.verify_message}: name its authority with ?ca=FILE")
     if isinstance(error, (exceptions.ConnectionError, exceptions.TimeoutError, OSError)) or _AWAY.search(text):
-        return ConnectionLost(f"{where}: {_reason(error)}")
+        return ConnectionLost(f"{where}: {_reason(error, address)}")
     return TransportError(f"{where}: {_said(error)}")
 
 
@@ -85,7 +86,7 @@ def _root(error: BaseException) -> BaseException:
     return error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, address: Address) -> str:
     root = _root(error)
     if isinstance(error, exceptions.BusyLoadingError):
         return "Redis is loading its data"
@@ -97,4 +98,5 @@ def _reason(error: Exception) -> str:
         return "that host has no address: is its name right?"
     if isinstance(error, exceptions.ResponseError):
         return _said(error)
-    return "the connection broke"
+    asks = address.tls is not None and "ssl_certfile" not in address.tls
+    return "the connection broke" + (f": {MAY_WANT}" if asks else "")

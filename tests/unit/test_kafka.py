@@ -52,7 +52,7 @@ def test_tls_checks_the_certificate_unless_told_otherwise() -> None:
         ("kafka+ssl://one?ca=/nowhere/ca.pem", "ca="),
         ("kafka+ssl://one?cert=/nowhere/cert.pem", "cert="),
         ("kafka+ssl://one?key=/nowhere/key.pem", "cert="),
-        ("kafka+ssl://one?verify=maybe", "verify=maybe"),
+        ("kafka+ssl://one?verify=maybe", "verify='maybe'"),
         ("kafka://user:secret@one?acks=1", "'acks'"),
     ],
 )
