@@ -12,13 +12,12 @@ from random import random
 from bus.errors import ConnectionLost
 from bus.process import AWAY, PARENT_FD
 
-__all__ = ["READY_FD", "Child", "ChildFailed"]
+__all__ = ["READY_FD", "Child", "ChildFailed", "Reached"]
 
 READY_FD = "CRAWLBUS_READY_FD"  # a pipe that hears of the first fetch
 BACKOFF_S = (0.5, 30.0)
 KILLED_S = 4.0  # the longest pause after a kill from outside, which may be for want of memory
 FAILURES = 3
-LIVED_S = 5.0
 CHUNK_BYTES = 64 * 1024
 FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM})  # no process does that to itself by mistake
 
@@ -31,22 +30,30 @@ class ChildFailed(Exception):
         self.code, self.errors = code, errors
 
 
+class Reached:
+    """Whether any of ours has had the bus and the state: from then on, that they are away will pass."""
+
+    def __init__(self, yes: bool = False) -> None:
+        self.yes = yes
+
+
 class Child:
     """Runs `python -m bus.cli ARGUMENTS` until it exits with a code in `final`; anything else is a death, and it is
-    started again with backoff. Three deaths in a row before it was ready end it with `ChildFailed`; one that has lived
-    and now cannot reach the bus or the state is started again until it can."""
+    started again with backoff. Three deaths in a row before it was ready end it with `ChildFailed`; but where a bus or
+    a state that were reached are away, it is started again until they are back."""
 
     def __init__(
         self,
         arguments: Sequence[str],
         environment: Mapping[str, str],
+        reached: Reached,
         *,
         final: frozenset[int] = frozenset({0, 130}),
         tells_ready: bool = True,
         kill_after_s: float = 35.0,
     ) -> None:
         self._arguments, self._environment, self._final = list(arguments), dict(environment), final
-        self._tells_ready, self._kill_after_s = tells_ready, kill_after_s
+        self._reached, self._tells_ready, self._kill_after_s = reached, tells_ready, kill_after_s
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = False
         self.restarts = 0
@@ -57,20 +64,17 @@ class Child:
 
     async def run(self) -> int:
         """Until it has exited for good; returns its exit code."""
-        failures, pause_s, lived = 0, BACKOFF_S[0], False
-        time = asyncio.get_running_loop().time
+        failures, pause_s = 0, BACKOFF_S[0]
         while True:
-            began_s = time()
             code, ready, errors = await self._once()
             if away := code == AWAY:
                 code = ConnectionLost.exit_code
-            lived |= ready or time() - began_s > LIVED_S
             if code in self._final:
                 return code
             if self._stopping:
                 return max(code, 0)  # below nought: the signal came before it could take one
             outside = -code in FROM_OUTSIDE or (code < 0 and not self._tells_ready)
-            if not (lived and away):
+            if not (away and self._reached.yes):
                 failures = 0 if ready or outside else failures + 1
             if ready:
                 pause_s = BACKOFF_S[0]
@@ -88,6 +92,9 @@ class Child:
         if self._tells_ready:
             environment[READY_FD] = str(ready_write)
             passed.append(ready_write)
+        loop = asyncio.get_running_loop()
+        ready = asyncio.Event()
+        loop.add_reader(ready_read, self._on_ready, ready_read, ready)
         try:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-P", "-m", "bus.cli", *self._arguments,
@@ -101,13 +108,21 @@ class Child:
             assert self._process.stderr is not None
             errors = await _relay(self._process.stderr)
             code = await self._process.wait()
-            return code, bool(_read_now(ready_read)), errors
+            self._on_ready(ready_read, ready)  # it may have said so just now
+            return code, ready.is_set(), errors
         finally:
+            loop.remove_reader(ready_read)
             if passed:
                 os.close(parent_read)
                 os.close(ready_write)
             os.close(parent_write)
             os.close(ready_read)
+
+    def _on_ready(self, pipe: int, ready: asyncio.Event) -> None:
+        asyncio.get_running_loop().remove_reader(pipe)
+        if not ready.is_set() and _read_now(pipe):
+            ready.set()
+            self._reached.yes = True
 
     def stop(self) -> None:
         """Ask it to finish what it has begun and leave; it is killed after `kill_after_s`."""

@@ -16,7 +16,7 @@ from bus.settings import Settings, job_name, state_url
 from bus.shadows import shadows
 from bus.state import JobState, JobStatus
 from bus.url import hide_secrets, scheme
-from spiders.children import Child, ChildFailed
+from spiders.children import Child, ChildFailed, Reached
 from spiders.fleet import Fleet
 from spiders.project import local_feed, project_settings, spider_class
 from spiders.run import run_worker
@@ -128,9 +128,7 @@ class Crawl:
         result = CrawlResult(0, finished, begun=False)
         if self.sink is not None and is_behind(finished):
             try:
-                result.code = await consumer_child(
-                    self.settings.bus, state_url(self.settings), self.sink, self.job
-                ).run()
+                result.code = await self._consumer(Reached()).run()
             except ChildFailed as failed:
                 result.code, result.errors = failed.code, failed.errors
         return result
@@ -141,13 +139,11 @@ class Crawl:
         await state.join(self.job, spider="site" if self.is_url else self.target)
         environment = {"CRAWLBUS_BUS": self.settings.bus, "CRAWLBUS_STATE": state_url(self.settings)}
         try:
-            kill_after_s = self.settings.grace_s + 10
+            arguments, reached, kill_after_s = self._child_arguments(), Reached(), self.settings.grace_s + 10
             workers = [
-                Child(self._child_arguments(), environment, kill_after_s=kill_after_s) for _ in range(self.workers)
+                Child(arguments, environment, reached, kill_after_s=kill_after_s) for _ in range(self.workers)
             ]
-            consumer = (
-                consumer_child(self.settings.bus, state_url(self.settings), self.sink, self.job) if self.sink else None
-            )
+            consumer = self._consumer(reached) if self.sink else None
             fleet = Fleet(workers, consumer, state, self.job, on_look=self.on_look)
             try:
                 code, errors = await fleet.run(), ""
@@ -159,6 +155,10 @@ class Crawl:
             return CrawlResult(code, status, errors=errors)
         finally:
             await state.aclose()
+
+    def _consumer(self, reached: Reached) -> Child:
+        assert self.sink is not None
+        return consumer_child(self.settings.bus, state_url(self.settings), self.sink, self.job, reached)
 
     def _child_arguments(self) -> list[str]:
         words = ["crawl", self.target, "--job", self.job, "--as-worker"]

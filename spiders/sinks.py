@@ -13,7 +13,7 @@ from bus.state import JobState, JobStatus, State
 from bus.transport import Transport
 from bus.url import scheme
 from spiders.addon import worker_of
-from spiders.children import Child, ChildFailed
+from spiders.children import Child, ChildFailed, Reached
 
 if TYPE_CHECKING:
     from scrapy.crawler import Crawler
@@ -66,7 +66,7 @@ class _Running:
             consume: Callable[..., Awaitable[int]] = load("crawlbus.parts", "consume")
             self._task = asyncio.ensure_future(consume(sink.bus, sink.state, sink.sink, sink.job, self._stop))
         else:
-            self._child = consumer_child(sink.bus, sink.state, sink.sink, sink.job)
+            self._child = consumer_child(sink.bus, sink.state, sink.sink, sink.job, Reached(True))
             self._task = asyncio.ensure_future(self._child.run())
 
     async def closed(self, spider: Any, reason: str, **_: Any) -> None:
@@ -111,8 +111,8 @@ def is_behind(status: JobStatus) -> bool:
     return status.state is JobState.STOPPED or counts.get("items_stored:default", 0) < counts.get("items", 0)
 
 
-def consumer_child(bus: str, state: str, sink: str, job: str) -> Child:
+def consumer_child(bus: str, state: str, sink: str, job: str, reached: Reached) -> Child:
     """`crawlbus consume` for one job, until it has drained."""
     environment = {"CRAWLBUS_BUS": bus, "CRAWLBUS_STATE": state, "CRAWLBUS_SINK": sink}
     arguments = ["consume", "--job", job, "--until-drained", "--wait", "3600"]
-    return Child(arguments, environment, final=frozenset({0, 4}), tells_ready=False)
+    return Child(arguments, environment, reached, final=frozenset({0, 4}), tells_ready=False)
