@@ -144,7 +144,7 @@ def commands(command: click.Command, context: click.Context) -> Iterator[tuple[s
 
 
 def test_every_help_shows_an_example() -> None:
-    helps = dict(commands(cli, click.Context(cli, info_name="crawlbus")))
+    helps = dict(commands(cli, click.Context(cli, info_name="crawlbus", **cli.context_settings)))
     assert {"crawlbus crawl", "crawlbus consume", "crawlbus status"} <= helps.keys()
     lacking = [name for name, text in helps.items() if not re.search(rf"Examples?:\n(.*\n)*?.*{name}", text)]
     assert not lacking

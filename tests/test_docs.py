@@ -57,7 +57,7 @@ def anchors(path: Path) -> set[str]:
 
 def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """The words of every command."""
-    context = click.Context(group)
+    context = click.Context(group, **group.context_settings)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         if isinstance(command, click.Group):
@@ -82,7 +82,7 @@ def quoted(path: Path) -> Iterator[list[str]]:
 def parse(words: list[str]) -> None:
     """As the command line would, but nothing is run."""
     command: click.Command = cli
-    context = click.Context(cli)
+    context = click.Context(cli, **cli.context_settings)
     while isinstance(command, click.Group):
         name, words = words[0], words[1:]
         found = command.get_command(context, name)

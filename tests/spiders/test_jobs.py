@@ -178,10 +178,18 @@ def test_close_spider_stops_two_workers(tmp_path: Path) -> None:
     )
     site, gate = gated_site()
     site.pages["/b"] = lambda hit: links("/c")
-    gate.open()
     project(tmp_path, spider)
+
+    def last(hit: int) -> str:  # the other worker may have begun it before the job is stopped, and must not end it
+        wait_until(lambda: stopped.is_set() or status(tmp_path).state.value == "stopped")
+        return links("/")
+
+    stopped = threading.Event()
+    site.pages["/c"] = last
+    gate.open()
     with site.open() as url:
         assert "stopped" in crawl(tmp_path, url, "--workers", "2").out
+        stopped.set()
         assert status(tmp_path).state.value == "stopped"
         assert "finished" in crawl(tmp_path, url).out
     assert site.hits == {name: hits for name, hits in ALL.items() if name != "/d"}

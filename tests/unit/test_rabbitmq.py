@@ -356,10 +356,10 @@ def test_what_a_stream_has_dropped_is_told(server_url: str, monkeypatch: pytest.
 
         async def trimmed() -> bool:
             await transport.publish(name, [Message(new_id(), b"y" * 20_000) for _ in range(10)])
-            return ((await transport.lag(name)).first or {})[0] > 500
+            return ((await insist(partial(transport.lag, name))).first or {})[0] > 500
 
         await until(trimmed)
-        lag = await transport.lag(name)
+        lag = await insist(partial(transport.lag, name))
         assert lag.first is not None and lag.end is not None
         transport.links[2]._dialer.abort()  # type: ignore[union-attr]  # so that nothing is read ahead any more
         with pytest.raises(PositionExpired) as found:
