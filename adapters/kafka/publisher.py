@@ -13,9 +13,10 @@ from aiokafka.errors import KafkaConnectionError, KafkaError
 from adapters.kafka.cluster import CONNECT_S, Cluster
 from adapters.kafka.errors import said
 from adapters.kafka.patience import look_only, started
-from adapters.kafka.record import HEADER, head
+from adapters.kafka.record import HEADER
 from adapters.kafka.topics import MESSAGE_BYTES, partition_of
 from bus.errors import Misconfigured, OverLimit, PublishUnconfirmed
+from bus.head import pack_head
 from bus.message import Message
 
 __all__ = ["Publisher"]
@@ -43,7 +44,7 @@ class Publisher:
         """Raises `PublishUnconfirmed` where no answer came in time: the messages may still be stored later."""
         if self._cluster.away:
             raise self._cluster.lost()
-        heads = [head(message) for message in messages]
+        heads = [pack_head(message) for message in messages]
         producer = await self._started()
         sent: list[asyncio.Future[Any]] = []
         try:

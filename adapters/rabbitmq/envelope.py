@@ -6,10 +6,9 @@ AMQP's own header tables know no bytes that come back as bytes in every client, 
 from __future__ import annotations
 
 import struct
-from typing import Any
 
-from bus.codec import pack, unpack
 from bus.errors import CodecError
+from bus.head import pack_head, unpack_head
 from bus.message import Message
 
 __all__ = ["seal", "unseal"]
@@ -20,7 +19,7 @@ _HEAD = struct.Struct(">BI")  # the mark, the length of what stands before the b
 
 def seal(message: Message, at: float | None = None) -> bytes:
     """The bytes of a message. `at` is the time of publishing (s since the epoch), for a LOG."""
-    front = pack([message.id, message.key, dict(message.headers), at])
+    front = pack_head(message, message.key, at)
     return b"".join((_HEAD.pack(MARK, len(front)), front, message.body))
 
 
@@ -31,8 +30,7 @@ def unseal(data: bytes, id_if_foreign: str = "") -> tuple[Message, float | None]
         end = _HEAD.size + length
         if mark != MARK or end > len(data):
             raise CodecError("not ours")
-        front: Any = unpack(data[_HEAD.size : end])
-        id_, key, headers, at = front
+        id_, headers, key, at = unpack_head(data[_HEAD.size : end])
         return Message(id_, data[end:], headers, key), at
-    except (struct.error, CodecError, TypeError, ValueError):
+    except (struct.error, CodecError, ValueError):
         return Message(id_if_foreign, data), None

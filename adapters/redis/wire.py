@@ -4,28 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgpack
-
 from bus.errors import CodecError
+from bus.head import pack_head, unpack_head
 from bus.message import Message
 
 __all__ = ["pack", "unpack"]
 
 
 def pack(message: Message) -> bytes:
-    """All but the body."""
-    try:
-        packed: bytes = msgpack.packb((message.id, message.headers, message.key), unicode_errors="surrogatepass")
-    except (TypeError, OverflowError, ValueError) as error:
-        raise CodecError(f"a header that cannot travel: {error}", "headers") from None
-    return packed
+    """All but the body. Raises `CodecError` for what may not travel."""
+    return pack_head(message, message.key)
 
 
 def unpack(fields: Sequence[bytes]) -> Message:
     """The message of an entry. What is damaged comes without id and headers: whoever reads it says so, and goes on."""
     try:
         _, packed, _, body = fields[:4]
-        id_, headers, key = msgpack.unpackb(packed, unicode_errors="surrogatepass")
-    except (ValueError, TypeError, msgpack.exceptions.UnpackException):
+        id_, headers, key = unpack_head(packed)
+    except (ValueError, CodecError):
         return Message("", b"")
     return Message(id_, body, headers, key)

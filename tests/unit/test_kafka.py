@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.kafka.group import share
-from adapters.kafka.record import HEADER, head, message_of
+from adapters.kafka.record import HEADER, message_of
 from adapters.kafka.topics import partition_of
 from adapters.kafka.url import parse
 from bus.errors import CodecError, Misconfigured
+from bus.head import pack_head
 from bus.message import Message
 
 
@@ -90,7 +91,7 @@ def record(value: bytes | None, headers: tuple[tuple[str, bytes], ...]) -> Any:
 
 def test_a_record_holds_the_whole_message() -> None:
     message = Message("id", b"body", {"text": "\udcff", "bytes": b"\xff", "none": None})
-    assert message_of(record(b"body", ((HEADER, head(message)),))) == message
+    assert message_of(record(b"body", ((HEADER, pack_head(message)),))) == message
 
 
 @pytest.mark.parametrize("headers", [(), (("other", b"x"),), ((HEADER, b"\xc1"),), ((HEADER, b"\x92\x01\x02"),)])
@@ -103,4 +104,4 @@ def test_a_foreign_record_is_a_message_without_headers(headers: tuple[tuple[str,
 
 def test_a_header_that_cannot_travel() -> None:
     with pytest.raises(CodecError):
-        head(Message("id", b"", {"bad": object()}))  # type: ignore[dict-item]
+        pack_head(Message("id", b"", {"bad": object()}))  # type: ignore[dict-item]
