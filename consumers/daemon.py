@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from bus.backoff import Backoff
 from bus.capabilities import Durability
 from bus.errors import BusError, ConnectionLost, Misconfigured, PositionExpired, Unsupported
 from bus.state import Job, JobState, JobStatus, State
@@ -116,22 +117,25 @@ class _Consumer:
         self._end: Lag | None = None  # the log's end, taken after all jobs had ended
         self._opened = False
         self._replaced: frozenset[int] = frozenset()
+        self._outage, self._state_away = _Outage(stop, self._deadline), False
 
     async def run(self) -> ConsumeResult:
         """Sessions one after another, each from the sink's position, until one comes to its end."""
-        pauses = _Pauses(self._stop, self._deadline)
+        expired_at = -1  # batches stored when the last position was not found
         while True:
-            batches = self._result.batches
             try:
                 await self._session()
+                self._outage.over()
                 return self._result
             except (ConnectionLost, SinkUnavailable) as error:
-                if self._result.batches > batches:
-                    pauses.over()
-                if not await pauses.next(error):
+                if not await self._outage.wait(error):
                     raise
             except LogReplaced as replaced:
                 self._replaced |= {replaced.partition}
+            except PositionExpired as error:  # a new session sees whether the sink's own position is in the log
+                if expired_at == self._result.batches:
+                    raise LogGap(self._options.consumer, Gap(error.asked, error.first, error.end)) from None
+                expired_at = self._result.batches
 
     async def _session(self) -> None:
         consumer, topic = self._options.consumer, self._topic.name
@@ -144,18 +148,15 @@ class _Consumer:
         reader = LogReader(self._batcher(), self._options.job, self._on_gap, self._replaced)
         start = reader.begin(stored, lag, self._time())
         prefetch = max(256, 4 * self._options.batch_items)  # a batch of single items, and those on their way
+        subscription = await self._transport.subscribe(
+            topic, group=consumer, prefetch=prefetch, start=start or "earliest"
+        )
         try:
-            subscription = await self._transport.subscribe(
-                topic, group=consumer, prefetch=prefetch, start=start or "earliest"
-            )
-            try:
-                await self._pump(reader, subscription)
-                if self._result.ended is Ended.DRAINED:
-                    await self._ack_all(reader, subscription)
-            finally:
-                await subscription.aclose()
-        except PositionExpired as error:
-            raise LogGap(consumer, Gap(error.asked, error.first, error.end)) from None
+            await self._pump(reader, subscription)
+            if self._result.ended is Ended.DRAINED:
+                await self._ack_all(reader, subscription)
+        finally:
+            await subscription.aclose()
 
     def _batcher(self) -> Batcher:
         options = self._options
@@ -211,7 +212,9 @@ class _Consumer:
             await batches.put(reader.last())
             due_s = None
         timeout_s = min(IDLE_S, due_s or IDLE_S, LOOK_S if self._options.until_drained else IDLE_S)
-        for delivery in await subscription.receive(max_messages=reader.fetch, timeout_s=timeout_s):
+        deliveries = await subscription.receive(max_messages=reader.fetch, timeout_s=timeout_s)
+        self._outage.over()
+        for delivery in deliveries:
             for batch in reader.take(delivery, self._time()):
                 await batches.put(batch)
             if reader.exhausted:
@@ -248,12 +251,15 @@ class _Consumer:
         assert self._state is not None
         try:
             if self._options.job is None:
-                return await self._state.jobs()
-            status = await self._state.status(self._options.job)
-            return [] if status is None else [status]
+                jobs = await self._state.jobs()
+            else:
+                status = await self._state.status(self._options.job)
+                jobs = [] if status is None else [status]
         except ConnectionLost as error:
-            log.debug("the state cannot be asked: %s", error)
+            self._say_state_away(error)
             return None
+        self._say_state_back()
+        return jobs
 
     async def _log_end(self) -> Lag:
         lag = await self._transport.lag(self._topic.name, group=self._options.consumer)
@@ -278,15 +284,15 @@ class _Consumer:
 
     async def _store(self, batch: Batch) -> Written:
         """Until the sink has taken it; while it cannot, reading stops by itself, as the queue is full."""
-        pauses = _Pauses(self._stop, self._deadline)
+        outage = _Outage(self._stop, self._deadline)
         while True:
             try:
                 written = await self._sink.write(batch)
             except SinkUnavailable as error:
-                if not await pauses.next(error):
+                if not await outage.wait(error):
                     raise
             else:
-                pauses.over()
+                outage.over()
                 return written
 
     async def _tell(self, subscription: Subscription, batch: Batch) -> None:
@@ -294,36 +300,57 @@ class _Consumer:
         try:
             if batch.acks:
                 await subscription.ack(list(batch.acks.values()))
-            if self._state is not None:
-                stored = Counter(Job(entry.record.job, entry.record.run) for entry in batch.entries)
-                for job, count in stored.items():
-                    await self._state.mark(job, (), counts={f"items_stored:{self._options.name}": count})
         except BusError as error:
-            log.debug("the progress was not told: %s", error)
+            log.debug("the bus was not told the progress: %s", error)
+        if self._state is not None:
+            await self._tell_state(self._state, batch)
+
+    async def _tell_state(self, state: State, batch: Batch) -> None:
+        stored = Counter(Job(entry.record.job, entry.record.run) for entry in batch.entries)
+        try:
+            for job, count in stored.items():
+                await state.mark(job, (), counts={f"items_stored:{self._options.name}": count})
+        except ConnectionLost as error:
+            self._say_state_away(error)
+        except BusError as error:
+            log.debug("the state was not told the progress: %s", error)
+        else:
+            if stored:
+                self._say_state_back()
+
+    def _say_state_away(self, error: ConnectionLost) -> None:
+        if not self._state_away:
+            log.warning("the state is away, items are stored all the same: %s", error)
+        self._state_away = True
+
+    def _say_state_back(self) -> None:
+        if self._state_away:
+            log.warning("the state is back")
+        self._state_away = False
 
     async def _ack_all(self, reader: LogReader, subscription: Subscription) -> None:
         """All that was read is stored, also where an ack went astray: a job's last consumer leaves nothing held."""
         try:
             await subscription.ack(reader.furthest)
         except BusError as error:
-            log.debug("the progress was not told: %s", error)
+            log.debug("the bus was not told the progress: %s", error)
 
 
-class _Pauses:
+class _Outage:
     """Longer and longer waits while something is not reachable, and one line at each end of it."""
 
     def __init__(self, stop: asyncio.Event, deadline: float) -> None:
-        self._stop, self._deadline, self._pause_s = stop, deadline, 0.0
+        self._stop, self._deadline = stop, deadline
         self._time = asyncio.get_running_loop().time
-        self._began = 0.0
+        self._backoff = Backoff(FIRST_PAUSE_S, MAX_PAUSE_S)
+        self._began: float | None = None
 
-    async def next(self, error: BusError) -> bool:
-        """Wait. False: told to end meanwhile."""
-        if not self._pause_s:
+    async def wait(self, error: BusError) -> bool:
+        """False: told to end meanwhile."""
+        if self._began is None:
             self._began = self._time()
-            log.warning("%s; waiting until it can go on", error)
-        self._pause_s = min(MAX_PAUSE_S, self._pause_s * 2 or FIRST_PAUSE_S)
-        timeout_s = min(self._pause_s, self._deadline - self._time())
+            log.warning("waiting, and going on when it is back: %s", error)
+        timeout_s = min(self._backoff.next_s(), self._deadline - self._time())
         try:
             await asyncio.wait_for(self._stop.wait(), max(0.0, timeout_s))
         except TimeoutError:
@@ -331,6 +358,8 @@ class _Pauses:
         return False
 
     def over(self) -> None:
-        if self._pause_s:
+        """It has answered."""
+        if self._began is not None:
             log.warning("going on after %.0f s", self._time() - self._began)
-        self._pause_s = 0.0
+            self._began = None
+            self._backoff.reset()
