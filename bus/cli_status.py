@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext, suppress
+from contextlib import aclosing, nullcontext, suppress
 
 import click
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -48,52 +48,87 @@ def status(call: Call, watch: bool) -> None:
 
 
 async def _once(call: Call, settings: Settings) -> None:
-    if missing_file(state_url(settings)) or missing_file(settings.bus):  # to look makes no file
-        return _show(call, [])
-    async with _connected(settings) as (transport, state):
-        _show(call, await _rows(settings, transport, state))
+    async with aclosing(_Sight(settings)) as sight:
+        rows = await sight.rows()
+    if sight.bus_away:
+        log.warning("%s", sight.bus_away)
+    _show(call, rows)
 
 
 async def _watch(call: Call, settings: Settings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with _connected(settings) as (transport, state):
+    async with aclosing(_Sight(settings)) as sight:
         with nullcontext() if call.as_json else Live(console=call.console, auto_refresh=False) as live:
+            shows = _Lines(call) if live is None else _Screen(live)
             while not stop.is_set():
-                rows = await _rows(settings, transport, state)
-                if live is None:
-                    _show(call, rows)
-                else:
-                    live.update(_table(rows), refresh=True)
+                try:
+                    shows.show(await sight.rows(), sight.bus_away)
+                except ConnectionLost as error:
+                    shows.show(None, str(error))
                 with suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), LOOK_S)
 
 
-@asynccontextmanager
-async def _connected(settings: Settings) -> AsyncIterator[tuple[Transport | None, State]]:
-    """A bus that is away leaves the state to tell; a state that is away leaves nothing."""
-    async with AsyncExitStack() as stack:
-        state = await stack.enter_async_context(aclosing(await connect_state(state_url(settings))))
-        transport = None
+class _Screen:
+    """The last rows, and under them what is away, for as long as it is."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self._table: Table | Text = Text()
+
+    def show(self, rows: list[JobRow] | None, away: str) -> None:
+        self._table = self._table if rows is None else _table(rows)
+        self._live.update(Group(self._table, *([Text(away, "yellow")] if away else [])), refresh=True)
+
+
+class _Lines:
+    """A line of rows at each look; what is away is logged when that changes."""
+
+    def __init__(self, call: Call) -> None:
+        self._call, self._told = call, (False, False)
+
+    def show(self, rows: list[JobRow] | None, away: str) -> None:
+        if rows is not None:
+            _show(self._call, rows)
+        if (now := (bool(away), rows is None)) != self._told:
+            log.warning("%s", away or "all that was away is back")
+        self._told = now
+
+
+class _Sight:
+    """How the jobs stand, again and again; what is not connected is tried once more at each look.
+
+    A bus that is away leaves the state to tell, and `bus_away` says why; a state that is away leaves nothing.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._state: State | None = None
+        self._transport: Transport | None = None
+        self.bus_away = ""
+
+    async def rows(self) -> list[JobRow]:
+        """Raises `ConnectionLost` where the state is away."""
+        settings = self._settings
+        if missing_file(state_url(settings)) or missing_file(settings.bus):  # to look makes no file
+            return []
+        self._state = self._state or await connect_state(state_url(settings))
+        jobs = [job for job in await self._state.jobs() if settings.job in (None, job.job.name)]
+        jobs.sort(key=lambda job: job.job.name)
+        prefix = bus_options(settings.bus).prefix
         try:
-            transport = await stack.enter_async_context(aclosing(await connect_transport(settings.bus)))
+            self._transport = self._transport or await connect_transport(settings.bus)
+            rows, self.bus_away = [await job_row(job, self._transport, prefix) for job in jobs], ""
         except ConnectionLost as error:
-            log.warning("%s", error)
-        yield transport, state
+            rows, self.bus_away = [await job_row(job, None, prefix) for job in jobs], str(error)
+        return rows
 
-
-async def _rows(settings: Settings, transport: Transport | None, state: State) -> list[JobRow]:
-    jobs = await state.jobs()
-    if settings.job is not None:
-        jobs = [job for job in jobs if job.job.name == settings.job]
-    prefix = bus_options(settings.bus).prefix
-    jobs = sorted(jobs, key=lambda job: job.job.name)
-    try:
-        return [await job_row(job, transport, prefix) for job in jobs]
-    except ConnectionLost as error:
-        log.warning("%s", error)
-        return [await job_row(job, None, prefix) for job in jobs]
+    async def aclose(self) -> None:
+        for one in (self._transport, self._state):
+            if one is not None:
+                await one.aclose()
 
 
 def _show(call: Call, rows: list[JobRow]) -> None:
