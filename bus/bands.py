@@ -136,9 +136,9 @@ class Banded:
         delayed = None if None in counts else sum(count for count in counts if count)
         return replace(lag, delayed=delayed, exact=lag.exact and all(one.exact for one in held))
 
-    async def examine(self) -> Sequence[Finding]:
+    async def examine(self, prefix: str = "") -> Sequence[Finding]:
         """As the transport below says."""
-        return await self.inner.examine() if isinstance(self.inner, Examined) else []
+        return await self.inner.examine(prefix) if isinstance(self.inner, Examined) else []
 
     async def aclose(self) -> None:
         try:

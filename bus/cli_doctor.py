@@ -26,7 +26,7 @@ from bus.findings import CONFIGURATION, FAULT, NOT_REACHABLE, NOTE, OK, Examined
 from bus.registry import EXTRAS, connect_state, connect_transport, known, load
 from bus.settings import Settings, state_url
 from bus.shadows import shadows
-from bus.url import file_path, hide_secrets, missing_file, scheme
+from bus.url import bus_options, file_path, hide_secrets, missing_file, scheme
 
 __all__ = ["doctor"]
 
@@ -105,7 +105,7 @@ def _systems(settings: Settings) -> Iterator[Finding]:
         state = settings.bus
     else:
         yield from _reach("state", state, connect_state)
-        yield from _together(settings.bus, state, settings.workers)
+        yield from _together(settings, state)
     if settings.sink is None:
         yield Finding("sink", NOTE, "no sink is set", "give --sink, for example sqlite:///items.db")
     else:
@@ -125,7 +125,7 @@ def _reach(what: str, url: str, connect: Callable[[str], Awaitable[_Closes]]) ->
 
     async def once() -> Sequence[Finding]:
         async with asyncio.timeout(CONNECT_S), aclosing(await connect(url)) as part:
-            return await part.examine() if isinstance(part, Examined) else []
+            return await part.examine(bus_options(url).prefix) if isinstance(part, Examined) else []
 
     try:
         if missing_file(url):
@@ -143,16 +143,30 @@ def _reach(what: str, url: str, connect: Callable[[str], Awaitable[_Closes]]) ->
         yield from more
 
 
-def _together(bus: str, state: str, workers: int) -> Iterator[Finding]:
+def _together(settings: Settings, state: str) -> Iterator[Finding]:
     """Settings that are right alone, and not together."""
-    if scheme(bus) == "memory" and workers > 1:
-        yield Finding(
-            "settings", FAULT, "a memory:// bus lives in one process", "set --workers 1, or --bus sqlite:///crawlbus.db",
-            CONFIGURATION,
-        )  # fmt: skip
-    if scheme(bus) not in FILE_SCHEMES and scheme(state) in FILE_SCHEMES:
+    bus, sink, kinds = settings.bus, settings.sink, (scheme(settings.bus), scheme(state))
+    if "memory" in kinds and settings.workers > 1:
+        found = f"what is in memory:// lives in one process, and there are to be {settings.workers} workers"
+        yield Finding("settings", FAULT, found, "set --workers 1, or --bus sqlite:///crawlbus.db", CONFIGURATION)
+    if kinds.count("memory") == 1:
+        found = "one of bus and state is memory:// and ends with its process, the other stays and waits for it"
+        yield Finding("settings", NOTE, found, "put both where they stay, for example --bus sqlite:///crawlbus.db")
+    elif kinds[0] not in FILE_SCHEMES and kinds[1] in FILE_SCHEMES:
         found = "the state is a file, so that only workers of this machine share one job"
         yield Finding("settings", NOTE, found, "for a fleet of several machines set --state redis://HOST/0")
+    if sink is not None and any(_one_file(url, sink) for url in (bus, state)):
+        found = f"a {scheme(sink)}:// sink would write into the file of the bus or the state"
+        yield Finding("settings", FAULT, found, "set --sink to another file", CONFIGURATION)
+
+
+def _one_file(url: str, sink: str) -> bool:
+    """Only SQLite shares one."""
+    kinds = {scheme(url), scheme(sink)}
+    try:
+        return len(kinds) == 2 and kinds <= FILE_SCHEMES and file_path(url).absolute() == file_path(sink).absolute()
+    except Misconfigured:
+        return False  # no path at all: said elsewhere
 
 
 def _sink(url: str) -> Finding:
@@ -184,12 +198,19 @@ def _directory(directory: Path) -> Iterator[Finding]:
 
 
 def _drivers() -> Iterator[Finding]:
+    """Those that are there, and those that only other buses, states and sinks need."""
     served = {*known("crawlbus.transports"), *known("crawlbus.states"), *known("crawlbus.sinks")}
+    there: list[str] = []
+    missing: dict[str, str] = {}
     for extra, distribution in DRIVERS.items():
+        used = sorted(served & {name for name, needs in EXTRAS.items() if needs == extra})
         try:
-            yield Finding("driver", OK, f"{distribution} {version(distribution)}")
+            there.append(f"{distribution} {version(distribution)}")
         except PackageNotFoundError:
-            if used := sorted(served & {name for name, needs in EXTRAS.items() if needs == extra}):
-                schemes = ", ".join(f"{name}://" for name in used)
-                mend = f"for {schemes}: pip install 'crawlbus[{extra}]'"
-                yield Finding("driver", NOTE, f"{distribution} is not installed", mend)
+            if used:
+                missing[extra] = f"{distribution} (for {', '.join(f'{name}://' for name in used)})"
+    if there:
+        yield Finding("drivers", OK, ", ".join(there))
+    if missing:
+        found = f"not installed: {', '.join(missing.values())}"
+        yield Finding("drivers", NOTE, found, f"where one is wanted: pip install 'crawlbus[{','.join(missing)}]'")

@@ -30,8 +30,10 @@ class Finding:
 class Examined(Protocol):
     """A transport or a state that knows more of its server than whether it answers."""
 
-    async def examine(self) -> Sequence[Finding]:
-        """Version, rights, clock, and settings of the server that do not go together with ours."""
+    async def examine(self, prefix: str = "") -> Sequence[Finding]:
+        """Version, rights, clock, and settings of the server that do not go together with ours.
+
+        `prefix` is how the names of topics begin; a state has none."""
         ...
 
 

@@ -11,7 +11,7 @@ from aiokafka import errors as driver
 
 from bus.errors import BusError, ConnectionLost, Misconfigured, OverLimit, TransportError
 
-__all__ = ["quieten", "said", "translated"]
+__all__ = ["NoRights", "quieten", "said", "translated"]
 
 _REFUSED = (
     driver.AuthenticationFailedError,
@@ -26,6 +26,10 @@ _RIGHTS = (
     driver.TransactionalIdAuthorizationFailed,
 )
 _TOO_LARGE = (driver.MessageSizeTooLargeError, driver.RecordTooLargeError, driver.RecordListTooLargeError)
+
+
+class NoRights(Misconfigured):
+    """An ACL is missing."""
 
 
 def quieten() -> None:
@@ -47,7 +51,7 @@ def translated(what: str) -> Iterator[None]:
 def said(error: BaseException, what: str) -> BusError:
     """One of ours, in one sentence."""
     if isinstance(error, _RIGHTS):
-        return Misconfigured(
+        return NoRights(
             f"Kafka lets the user of the bus URL not {what} ({type(error).__name__}): grant it in the cluster's ACLs, "
             "or choose another user or ?prefix="
         )

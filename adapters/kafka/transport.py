@@ -102,10 +102,10 @@ class KafkaTransport:
             return await queue_lag(self._cluster, there)
         return await log_lag(self._cluster, there, group)
 
-    async def examine(self) -> Sequence[Finding]:
-        """Brokers, and whether the offsets of groups can be kept."""
+    async def examine(self, prefix: str = "") -> Sequence[Finding]:
+        """Version, brokers, rights, clock."""
         self._check_open()
-        return await examine(self._cluster)
+        return await examine(self._cluster, prefix)
 
     async def aclose(self) -> None:
         if self._closed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import ssl
 from collections.abc import Awaitable
 from contextvars import ContextVar
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 RPC_S = 20.0  # the broker has answered by then, or is as good as gone
+_LACKS = re.compile(r"\w+ access to \w+ '[^']*'")  # in the broker's words, as it may be the default exchange
 OURS: ContextVar[bool] = ContextVar("OURS", default=False)  # in all that the driver does for us
 DRIVER_ERRORS = (AMQPError, ChannelInvalidStateError, OSError, RuntimeError, ValueError)
 
@@ -102,8 +104,9 @@ def refusal(error: BaseException, topic: str, address: Address) -> BusError:
             return ConnectionLost(f"RabbitMQ cannot reach queue {topic!r}: the node that holds it is down")
         return Undeclared(f"topic {topic!r} was not declared")
     if isinstance(error, amqp.ChannelAccessRefused):
+        lacks = _LACKS.search(str(error))
         return Misconfigured(
-            f"user {address.user!r} of the bus URL has no rights on {topic!r}:"
+            f"user {address.user!r} of the bus URL has no rights on {topic!r}{f' ({lacks[0]})' if lacks else ''}:"
             f" rabbitmqctl set_permissions -p {address.vhost} {address.user} '.*' '.*' '.*'"
         )
     if isinstance(error, amqp.ChannelPreconditionFailed) and "inequivalent" in str(error):

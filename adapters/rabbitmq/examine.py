@@ -17,16 +17,15 @@ __all__ = ["examine"]
 ANSWER_S = 5.0
 
 
-async def examine(link: Link, address: Address, publisher: Publisher, version: str) -> list[Finding]:
-    """Makes a queue of its own, and writes to it; it is gone with our connection at the latest."""
+async def examine(link: Link, address: Address, publisher: Publisher, version: str, prefix: str) -> list[Finding]:
+    """Makes, writes and reads a queue of its own, under the prefix; it is gone with our connection at the latest."""
     what = f"RabbitMQ {version}, virtual host {address.vhost!r}"
-    name = f"crawlbus.doctor.{new_id()}"
+    name = f"{prefix}doctor.{new_id()}"
     try:
         async with link.channel() as channel:
             await within(channel.queue_declare(name, exclusive=True, auto_delete=True))
             try:
-                async with asyncio.timeout(ANSWER_S):
-                    await publisher.publish(name, [Outgoing("", name, b"")])
+                await _use(link, publisher, name)
             except (TimeoutError, PublishUnconfirmed):
                 mend = "look at its memory and disk: rabbitmq-diagnostics alarms"
                 return [Finding("bus", FAULT, f"{what} takes no messages: it has an alarm", mend, NOT_REACHABLE)]
@@ -36,4 +35,12 @@ async def examine(link: Link, address: Address, publisher: Publisher, version: s
         return [fault("bus", error)]
     except DRIVER_ERRORS as error:
         return [fault("bus", refusal(error, name, address))]
-    return [Finding("bus", OK, f"{what}: user {address.user!r} may make queues and write to them")]
+    return [Finding("bus", OK, f"{what}: user {address.user!r} may make queues {prefix}*, write and read them")]
+
+
+async def _use(link: Link, publisher: Publisher, name: str) -> None:
+    """On other channels than the one it is deleted on: what is refused closes its channel."""
+    async with asyncio.timeout(ANSWER_S):
+        await publisher.publish(name, [Outgoing("", name, b"")])
+    async with link.channel() as channel:
+        await within(channel.basic_get(name, no_ack=True))

@@ -121,10 +121,10 @@ class RabbitTransport:
             return await self._topology.lag(topic)
         return await self._logs.lag(topic, group)
 
-    async def examine(self) -> Sequence[Finding]:
+    async def examine(self, prefix: str = "") -> Sequence[Finding]:
         """Version, rights, alarms."""
         self._check_open()
-        return await examine(self._work, self._address, self._publisher, self.version)
+        return await examine(self._work, self._address, self._publisher, self.version, prefix)
 
     async def aclose(self) -> None:
         if self._closed:

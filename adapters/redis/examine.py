@@ -14,6 +14,13 @@ __all__ = ["TRIED", "examine"]
 
 TRIED = "{crawlbus:doctor}"
 FULL = 0.8  # of `maxmemory`
+WRITES = """
+local writes = {{'HSET', 'a', 1}, {'SADD', 'a'}, {'ZADD', 1, 'a'}, {'XADD', '*', 'a', 1}}
+for _, write in ipairs(writes) do
+  redis.call(write[1], KEYS[1], unpack(write, 2))
+  redis.call('DEL', KEYS[1])
+end
+"""
 
 
 async def examine(server: Server, what: str) -> list[Finding]:
@@ -53,13 +60,10 @@ def _memory(what: str, info: dict[str, str]) -> Finding:
 
 
 async def _rights(server: Server, what: str) -> Finding:
-    """A key of ours, written and deleted by a script."""
-    key = f"{TRIED}:{new_id()}"
-    source = (
-        "redis.call('HSET', KEYS[1], 'a', 1) redis.call('PEXPIRE', KEYS[1], 1000) return redis.call('DEL', KEYS[1])"
-    )
+    """A key as ours begin, written in all the ways we write, and deleted, by one script."""
+    key = f"{TRIED}:{new_id()}" if what == "state" else f"crawlbus:bus:{TRIED}:{new_id()}"
     try:
-        await server.call("EVAL", source, 1, key)
+        await server.call("EVAL", WRITES, 1, key)
     except BusError as error:
         mend = f"give the user of the --{what} URL its rights: ACL SETUSER NAME {RIGHTS}"
         return fault(what, Misconfigured(f"it may not be written: {error}"), mend)

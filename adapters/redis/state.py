@@ -177,7 +177,7 @@ class RedisState:
         reply = await self._jobs("report", *job, (report.worker, report_row(report)))
         return None if reply is None else await self._status_of(job.name, reply)
 
-    async def examine(self) -> Sequence[Finding]:
+    async def examine(self, prefix: str = "") -> Sequence[Finding]:
         """What `crawlbus doctor` says of each server."""
         return await self._servers.examine()
 

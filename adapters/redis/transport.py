@@ -104,8 +104,8 @@ class RedisTransport:
             return await queue.queue_lag(self._server, row)
         return await log.log_lag(self._server, row, group)
 
-    async def examine(self) -> Sequence[Finding]:
-        """What the doctor wants to know of the server."""
+    async def examine(self, prefix: str = "") -> Sequence[Finding]:
+        """What the doctor wants to know of the server. Rights are on keys, which all begin alike."""
         self._check_open()
         return await examine(self._server, "bus")
 

@@ -1,0 +1,107 @@
+"""What `crawlbus doctor` says of real servers, to a user who may do all that is needed, and to one who may not."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import redis
+
+from adapters.redis.errors import RIGHTS
+from tests.servers import Server, server
+from tests.spiders.scene import crawlbus
+from tests.unit.test_kafka_servers import LOCKED
+
+STATE = ("--state", "sqlite:///state.db")
+
+
+class Answer(NamedTuple):
+    code: int
+    lines: list[dict[str, Any]]
+
+    @property
+    def said(self) -> str:
+        return "\n".join(f"{line['verdict']}: {line['found']} -> {line['mend']}" for line in self.lines)
+
+    def fault(self) -> str:
+        """The only one, which ends the command with 2."""
+        (line,) = (line for line in self.lines if line["verdict"] == "fault")
+        assert self.code == 2
+        return f"{line['found']} -> {line['mend']}"
+
+    def in_order(self) -> str:
+        assert self.code == 0 and "fault:" not in self.said, self.said
+        return self.said
+
+
+@pytest.fixture
+def doctor(tmp_path: Path) -> Any:
+    def ask(*words: str) -> Answer:
+        ran = crawlbus("doctor", "--json", *words, cwd=tmp_path)
+        assert "hush" not in ran.out + ran.err and "sesame" not in ran.out + ran.err
+        assert "Traceback" not in ran.err and "ERROR" not in ran.err, ran.err
+        return Answer(ran.code, json.loads(ran.out)["checks"])
+
+    return ask
+
+
+def with_login(url: str, login: str) -> str:
+    return re.sub("//(?:[^@]*@)?", f"//{login}@", url)
+
+
+def test_rabbitmq(doctor: Any) -> None:
+    """Its only user may use what begins with `shop.`, and make what begins with `half.`."""
+    options = {
+        "default_user": "shop",
+        "default_pass": "hush",
+        "default_permissions.configure": "^(shop|half)[.]",
+        "default_permissions.write": "^(shop[.]|amq[.]default)",
+        "default_permissions.read": "^(shop[.]|amq[.]default)",  # RabbitMQ takes the one for the other
+    }
+    with server("rabbitmq-4.3", **options) as one:
+        url = with_login(one.url, "shop:hush")
+        said = doctor("--bus", f"{url}?prefix=shop.", *STATE).in_order()
+        assert "ok: RabbitMQ 4.3" in said and "shop.*" in said
+        for prefix, right in ("crawlbus.", "configure"), ("half.", "read"):
+            fault = doctor("--bus", f"{url}?prefix={prefix}", *STATE).fault()
+            assert f"{right} access to queue '{prefix}" in fault and "rabbitmqctl set_permissions" in fault
+
+
+def test_redis(doctor: Any) -> None:
+    with server("redis-7") as one, redis.Redis.from_url(one.url) as client:
+        client.execute_command("ACL", "SETUSER", "crawl", "on", ">hush", *RIGHTS.split())
+        client.execute_command("ACL", "SETUSER", "state", "on", ">hush", "~{crawlbus*", "+@all")
+        client.execute_command("ACL", "SETUSER", "looker", "on", ">hush", "~*", "+@all", "-xadd")
+        said = doctor("--bus", with_login(one.url, "crawl:hush")).in_order()
+        assert "ok: Redis 7." in said and "may be written" in said and "clock" in said
+        state = ("--bus", "sqlite:///bus.db", "--state", with_login(one.url, "state:hush"))
+        assert "may be written" in doctor(*state).in_order()
+        for user in ("state", "looker"):
+            login = with_login(one.url, f"{user}:hush")
+            fault = doctor("--bus", login, "--state", "sqlite:///state.db").fault()
+            assert f"ACL SETUSER NAME {RIGHTS}" in fault
+        assert client.dbsize() == 0, "nothing is left"
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[Server]:
+    options = {"offsets.topic.replication.factor": "1", "min.insync.replicas": "2"}
+    with server("kafka-4.1", **LOCKED | options) as one:
+        yield one
+
+
+def test_kafka(doctor: Any, locked: Server) -> None:
+    said = doctor("--bus", with_login(locked.url, "boss:sesame"), *STATE).in_order()
+    assert "ok: Kafka 4.1" in said and "topics crawlbus.* may be made" in said and "clock" in said
+
+
+def test_kafka_without_rights(doctor: Any, locked: Server) -> None:
+    fault = doctor("--bus", with_login(locked.url, "nobody:hush") + "?prefix=shop.", *STATE).fault()
+    command = shlex.split(fault.partition(" -> ")[2])
+    assert command[0] == "kafka-acls.sh" and "User:nobody" in command
+    assert command[command.index("--topic") + 1] == command[command.index("--group") + 1] == "shop."
