@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from bus.errors import BusError, ConnectionLost
-from bus.process import AWAY, PARENT_FD
+from bus.errors import BusError
+from bus.process import exit_code
 from bus.registry import resolve
 from bus.shadows import PACKAGES, scrapy_project
 from bus.url import hide_secrets
@@ -185,9 +185,7 @@ def _tell(error: Exception) -> int:
         _say(f"a bug: {type(leaves[0]).__name__}: {leaves[0]} (-v shows the traceback)")
     if log.isEnabledFor(logging.DEBUG):
         click.echo(hide_secrets("".join(traceback.format_exception(error))), err=True)
-    if isinstance(known, ConnectionLost) and PARENT_FD in os.environ:
-        return AWAY
-    return 1 if known is None else known.exit_code
+    return 1 if known is None else exit_code(known)
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

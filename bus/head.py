@@ -24,11 +24,9 @@ def pack_head(message: Message, *more: HeaderValue) -> bytes:
 def unpack_head(packed: bytes) -> list[Any]:
     """Id, headers, and what was added. Raises `CodecError` for anything that `pack_head` has not written."""
     try:
-        found = msgpack.unpackb(packed, unicode_errors="surrogatepass")
+        found: list[Any] = msgpack.unpackb(packed, unicode_errors="surrogatepass")
     except (ValueError, TypeError, msgpack.exceptions.UnpackException):
         raise CodecError("not the head of a message") from None
-    match found:
-        case [str(), dict(), *_]:
-            return found
-        case _:
-            raise CodecError("not the head of a message")
+    if isinstance(found, list) and len(found) > 1 and isinstance(found[0], str) and isinstance(found[1], dict):
+        return found
+    raise CodecError("not the head of a message")

@@ -7,10 +7,17 @@ import functools
 import os
 from pathlib import Path
 
-__all__ = ["AWAY", "PARENT_FD", "is_gone", "this_process"]
+from bus.errors import BusError, ConnectionLost
+
+__all__ = ["AWAY", "PARENT_FD", "exit_code", "is_gone", "this_process"]
 
 PARENT_FD = "CRAWLBUS_PARENT_FD"  # names a pipe that closes when the command that started us dies
 AWAY = 75  # a child's exit code where the bus or the state does not answer: EX_TEMPFAIL of sysexits.h
+
+
+def exit_code(error: BusError) -> int:
+    """What to end with: the error's code, or a child's word for a bus or a state that is away."""
+    return AWAY if isinstance(error, ConnectionLost) and PARENT_FD in os.environ else error.exit_code
 
 
 def this_process() -> str:

@@ -26,7 +26,7 @@ _PREFIX = re.compile(r"[A-Za-z0-9._-]{0,64}")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BUS_KEYS = ("prefix", "retention")
-_PASSWORD = re.compile(r"(://[^\s/?#:@]*):[^\s?#]*@")
+_PASSWORD = re.compile(r"(://[^\s/?#:@]*):(?:[^\s?#]*|[^\s/]*)@")
 _SECRET_NAMES = "passw|passphrase|pwd|secret|token|api_?key"
 _SECRET_VALUE = re.compile(rf"([?&][^\s=&]*(?:{_SECRET_NAMES})[^\s=&]*=)[^\s&#]+", re.IGNORECASE)
 
@@ -47,8 +47,12 @@ def scheme(url: str) -> str:
 
 
 def query(url: str) -> dict[str, str]:
-    """The values after the question mark; the last one of a name counts."""
-    return dict(parse_qsl(url.partition("?")[2], keep_blank_values=True))
+    """The values after the question mark; the last one of a name counts. Raises `Misconfigured` for a bare ? in a
+    password, whose rest would be shown as the name of an option."""
+    found = dict(parse_qsl(url.partition("?")[2], keep_blank_values=True))
+    if any("@" in name for name in found):
+        raise Misconfigured("a ? in a URL begins its options: write %3F for one that is part of a password")
+    return found
 
 
 def file_path(url: str) -> Path:

@@ -20,6 +20,7 @@ from scrapy.utils.reactor import is_reactor_installed
 from tldextract import TLDExtract
 
 from bus.errors import BusError, Misconfigured
+from bus.process import exit_code
 from bus.settings import Settings, load
 from bus.shadows import shadows
 
@@ -187,4 +188,4 @@ def _quit(error: BusError) -> None:
     """Nothing has been begun yet; Scrapy would only wrap the sentence in a traceback."""
     sys.stdout.flush()
     print(f"crawlbus: {error}", file=sys.stderr, flush=True)  # noqa: T201
-    os._exit(error.exit_code)
+    os._exit(exit_code(error))

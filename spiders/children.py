@@ -7,18 +7,20 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from random import random
 
 from bus.errors import ConnectionLost
 from bus.process import AWAY, PARENT_FD
+from spiders.relay import Relay
 
-__all__ = ["READY_FD", "Child", "ChildFailed", "Reached"]
+__all__ = ["OPENED", "READY", "READY_FD", "Child", "ChildFailed", "Reached"]
 
-READY_FD = "CRAWLBUS_READY_FD"  # a pipe that hears of the first fetch
+READY_FD = "CRAWLBUS_READY_FD"  # a pipe that hears how far a child has come:
+OPENED, READY = b"o", b"r"  # it has the bus and the state; it has begun its first fetch
 BACKOFF_S = (0.5, 30.0)
 KILLED_S = 4.0  # the longest pause after a kill from outside, which may be for want of memory
 FAILURES = 3
-CHUNK_BYTES = 64 * 1024
 FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM})  # no process does that to itself by mistake
 
 
@@ -55,7 +57,7 @@ class Child:
         self._arguments, self._environment, self._final = list(arguments), dict(environment), final
         self._reached, self._tells_ready, self._kill_after_s = reached, tells_ready, kill_after_s
         self._process: asyncio.subprocess.Process | None = None
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self.restarts = 0
 
     @property
@@ -65,24 +67,27 @@ class Child:
     async def run(self) -> int:
         """Until it has exited for good; returns its exit code."""
         failures, pause_s = 0, BACKOFF_S[0]
-        while True:
+        while not self._stopping.is_set():
             code, ready, errors = await self._once()
             if away := code == AWAY:
                 code = ConnectionLost.exit_code
             if code in self._final:
                 return code
-            if self._stopping:
-                return max(code, 0)  # below nought: the signal came before it could take one
+            if self._stopping.is_set():
+                return 0 if away else max(code, 0)  # below nought: the signal came before it could take one
             outside = -code in FROM_OUTSIDE or (code < 0 and not self._tells_ready)
             if not (away and self._reached.yes):
                 failures = 0 if ready or outside else failures + 1
             if ready:
                 pause_s = BACKOFF_S[0]
-            if failures >= FAILURES or (code == 2 and not ready):
+            if failures >= FAILURES or (code == 2 and not (ready or self._reached.yes)):
                 raise ChildFailed(code if code > 0 else 1, errors)
             self.restarts += 1
-            await asyncio.sleep(pause_s * (0.5 + random() / 2))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause_s * (0.5 + random() / 2))
+                return 0
             pause_s = min(2 * pause_s, KILLED_S if outside else BACKOFF_S[1])
+        return 0
 
     async def _once(self) -> tuple[int, bool, str]:
         parent_read, parent_write = os.pipe()
@@ -93,24 +98,24 @@ class Child:
             environment[READY_FD] = str(ready_write)
             passed.append(ready_write)
         loop = asyncio.get_running_loop()
-        ready = asyncio.Event()
-        loop.add_reader(ready_read, self._on_ready, ready_read, ready)
+        heard, relay = bytearray(), Relay()
+        loop.add_reader(ready_read, self._hear, ready_read, heard)
         try:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-P", "-m", "bus.cli", *self._arguments,
-                stderr=asyncio.subprocess.PIPE, env=environment, pass_fds=passed, start_new_session=True,
+                stderr=relay.write, env=environment, pass_fds=passed, start_new_session=True,
             )  # fmt: skip
+            await relay.begin()
             os.close(parent_read)
             os.close(ready_write)
             passed.clear()
-            if self._stopping:
+            if self._stopping.is_set():
                 self.stop()
-            assert self._process.stderr is not None
-            errors = await _relay(self._process.stderr)
             code = await self._process.wait()
-            self._on_ready(ready_read, ready)  # it may have said so just now
-            return code, ready.is_set(), errors
+            self._hear(ready_read, heard)  # it may have said so just now
+            return code, READY in heard, await relay.last_words()
         finally:
+            relay.close()
             loop.remove_reader(ready_read)
             if passed:
                 os.close(parent_read)
@@ -118,15 +123,16 @@ class Child:
             os.close(parent_write)
             os.close(ready_read)
 
-    def _on_ready(self, pipe: int, ready: asyncio.Event) -> None:
-        asyncio.get_running_loop().remove_reader(pipe)
-        if not ready.is_set() and _read_now(pipe):
-            ready.set()
-            self._reached.yes = True
+    def _hear(self, pipe: int, heard: bytearray) -> None:
+        words = _read_now(pipe)
+        heard += words
+        self._reached.yes |= bool(heard)
+        if not words:
+            asyncio.get_running_loop().remove_reader(pipe)
 
     def stop(self) -> None:
         """Ask it to finish what it has begun and leave; it is killed after `kill_after_s`."""
-        self._stopping = True
+        self._stopping.set()
         if self.pid is not None:
             os.kill(self.pid, signal.SIGTERM)
             asyncio.get_running_loop().call_later(self._kill_after_s, self.kill)
@@ -137,34 +143,9 @@ class Child:
             os.kill(self.pid, signal.SIGKILL)
 
 
-async def _relay(stream: asyncio.StreamReader) -> str:
-    """Pass its log on; keep the last line that is an error of ours, which is told once, at the end.
-
-    A line may be longer than any buffer: Scrapy logs whole items.
-    """
-    kept, rest = "", b""
-    while chunk := await stream.read(CHUNK_BYTES):
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            kept = _ours(line) or kept
-        if len(rest) > CHUNK_BYTES:
-            sys.stderr.buffer.write(rest)
-            rest = b""
-        sys.stderr.buffer.flush()
-    return _ours(rest) or kept if rest else kept
-
-
-def _ours(line: bytes) -> str:
-    """The line if it is an error of ours; another one is passed on."""
-    if line.startswith(b"crawlbus: "):
-        return line.decode(errors="replace").strip()
-    sys.stderr.buffer.write(line + b"\n")
-    return ""
-
-
 def _read_now(fd: int) -> bytes:
     os.set_blocking(fd, False)
     try:
-        return os.read(fd, 1)
+        return os.read(fd, 16)
     except BlockingIOError:
         return b""

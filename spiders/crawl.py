@@ -30,7 +30,7 @@ DEFAULT_SINK = "sqlite:///crawlbus-items.db"
 
 @dataclass(slots=True)
 class CrawlResult:
-    """How a crawl went. `status` is None where the job was not even begun."""
+    """How a crawl went. `status` is None where the job was not even begun, or is not known any more."""
 
     code: int
     status: JobStatus | None
@@ -101,8 +101,8 @@ class Crawl:
             settings = project_settings(self._scrapy_settings())
             sink = SinkBeside(self.settings.bus, state_url(self.settings), self.sink, self.job) if self.sink else None
             result = CrawlResult(*run_worker(spider, settings, self._spider_arguments(), sink, self.on_look))
-            if not (result.code or self.as_worker or result.status is None):
-                result.code = exit_code_of(result.status)
+        if not (result.code or self.as_worker or result.status is None):
+            result.code = exit_code_of(result.status)
         result.elapsed_s = time.monotonic() - began_s
         result.pages_before = before.counters.get("pages", 0) if before is not None else 0
         return result
@@ -149,10 +149,7 @@ class Crawl:
                 code, errors = await fleet.run(), ""
             except ChildFailed as failed:
                 code, errors = failed.code, failed.errors
-            status = await state.status(self.job)
-            if code == 0 and status is not None:
-                code = exit_code_of(status)
-            return CrawlResult(code, status, errors=errors)
+            return CrawlResult(code if fleet.last is not None else code or 1, fleet.last, errors=errors)
         finally:
             await state.aclose()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from bus.state import JobState, JobStatus, State
 from spiders.children import Child, ChildFailed
@@ -14,6 +15,7 @@ from spiders.sinks import is_behind
 __all__ = ["Fleet"]
 
 LOOK_S = 0.25
+LAST_LOOK_S = 3.0
 
 
 class Fleet:
@@ -35,15 +37,25 @@ class Fleet:
         self._workers, self._consumer = workers, consumer
         self._state, self._job, self._on_look = state, job, on_look
         self._signals = 0
+        self.last: JobStatus | None = None  # how the job stood when it was last seen
+        self._running: asyncio.Task[int] | None = None
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
         look = loop.create_task(self._look())
+        self._running = loop.create_task(self._run_all())
         try:
-            code = await self._run_all()
+            code = await self._running
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST_LOOK_S):
+                    await self._status()
             return 130 if self._signals > 1 else code
+        except asyncio.CancelledError:
+            if self._signals < 2:
+                raise
+            return 130
         finally:
             look.cancel()
             await asyncio.gather(look, return_exceptions=True)
@@ -94,13 +106,16 @@ class Fleet:
             await asyncio.sleep(LOOK_S)
 
     async def _status(self) -> JobStatus | None:
-        return await insist(lambda: self._state.status(self._job))
+        self.last = await insist(lambda: self._state.status(self._job))
+        return self.last
 
     def _on_signal(self) -> None:
         self._signals += 1
         if self._signals > 1:
             for child in self._children:
                 child.kill()
+            if self._running is not None:  # the state may be away, and never answer
+                asyncio.get_running_loop().call_later(LAST_LOOK_S, self._running.cancel)
         else:
             self._stop()
 

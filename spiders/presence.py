@@ -13,13 +13,14 @@ from spiders.patience import OUTAGE
 if TYPE_CHECKING:
     from spiders.worker import Worker
 
-__all__ = ["Presence"]
+__all__ = ["FORGOTTEN", "Presence"]
 
 logger = logging.getLogger(__name__)
 
 IDLE_LOOK_S, BUSY_LOOK_S = 0.1, 0.2
 REPORT_S = 2.0
 BUS_LOOK_S = 5.0
+FORGOTTEN = "forgotten"  # why a worker has left
 
 
 class Presence:
@@ -64,7 +65,12 @@ class Presence:
             self._reported_s = now_s
         else:
             status = await worker.state.status(worker.job.name)
-        if status is None or status.job != worker.job:
+        if status is None:
+            logger.critical("job %r is not in the state any more: it was forgotten, or its server has lost data",
+                            worker.job.name)  # fmt: skip
+            worker.leave(FORGOTTEN)
+            return
+        if status.job != worker.job:
             worker.leave("restarted")
             return
         worker.heard(status)
@@ -76,6 +82,8 @@ class Presence:
                 state = await self._slow_end.look(status, now_s)
             if state is JobState.FINISHED:
                 worker.end()
+        else:
+            self._slow_end.begin_anew()
 
 
 class SlowEnd:
@@ -86,6 +94,10 @@ class SlowEnd:
         self._worker = worker
         self._since_s: float | None = None
         self._next_s = float("-inf")  # a fleet that is idle need not ask its bus ten times a second
+
+    def begin_anew(self) -> None:
+        """This worker has something to do: what was seen before is of no use."""
+        self._since_s = None
 
     async def look(self, status: JobStatus, now_s: float) -> JobState:
         """End the job if it is time; returns its state."""

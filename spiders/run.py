@@ -18,7 +18,8 @@ from bus.errors import BusError
 from bus.process import PARENT_FD
 from bus.state import JobStatus
 from spiders.addon import addon_of
-from spiders.children import READY_FD
+from spiders.children import OPENED, READY, READY_FD
+from spiders.presence import FORGOTTEN
 from spiders.sinks import SinkBeside
 
 __all__ = ["run_worker"]
@@ -68,7 +69,8 @@ def run_worker(
         logging.getLogger("scrapy.core.scraper").addFilter(_OneLine())
     crawler = process.create_crawler(cls)
     errors: list[BaseException] = []
-    crawler.signals.connect(_tell_first_fetch(), signals.request_reached_downloader, weak=False)
+    crawler.signals.connect(_teller(OPENED), signals.spider_opened, weak=False)
+    crawler.signals.connect(_teller(READY), signals.request_reached_downloader, weak=False)
     beside = sink.attach(crawler) if sink is not None else None
     process.crawl(crawler, **arguments).addErrback(_keep(errors))
     if not errors:
@@ -93,7 +95,8 @@ def _exit_code(crawler: Crawler, errors: list[BaseException]) -> int:
         return 1
     if worker.failed is not None:
         return worker.failed.exit_code if isinstance(worker.failed, BusError) else 1
-    return 0
+    # a child is not started again for it, which would make the job anew: its fleet sees for itself
+    return 1 if worker.leaving == FORGOTTEN and PARENT_FD not in os.environ else 0
 
 
 def _keep(errors: list[BaseException]) -> Callable[[Failure], None]:
@@ -104,14 +107,13 @@ def _keep(errors: list[BaseException]) -> Callable[[Failure], None]:
     return kept
 
 
-def _tell_first_fetch() -> Callable[..., None]:
-    """The supervisor counts only workers that failed before their first fetch."""
+def _teller(word: bytes) -> Callable[..., None]:
+    """Says it to the supervisor, once."""
     waiting = [int(fd)] if (fd := os.environ.get(READY_FD)) is not None else []
 
     def told(**_: Any) -> None:
         if waiting:
-            os.write(fd := waiting.pop(), b"1")
-            os.close(fd)
+            os.write(waiting.pop(), word)
 
     return told
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scrapy import signals
 
+from bus.errors import ConnectionLost
 from bus.registry import connect_state, connect_transport, load
 from bus.state import JobState, JobStatus, State
 from bus.transport import Transport
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from scrapy.crawler import Crawler
 
 __all__ = ["SinkBeside", "consumer_child", "is_behind"]
+
+logger = logging.getLogger(__name__)
 
 
 class SinkBeside(NamedTuple):
@@ -88,12 +92,16 @@ class _Running:
                 await connection.aclose()
 
     async def _is_behind(self) -> bool:
-        state = await connect_state(self._sink.state)
         try:
-            status = await state.status(self._sink.job)
-            return status is not None and is_behind(status)
-        finally:
-            await state.aclose()
+            state = await connect_state(self._sink.state)
+            try:
+                status = await state.status(self._sink.job)
+            finally:
+                await state.aclose()
+        except ConnectionLost as error:
+            logger.warning("whether all is stored is not known (`crawlbus consume` stores the rest): %s", error)
+            return False
+        return status is not None and is_behind(status)
 
     def _leave(self) -> None:
         self._stop.set()

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from scrapy import Request
 from scrapy.exceptions import CloseSpider
 
-from bus.state import JobState
+from bus.state import JobState, JobStatus
 from spiders.addon import worker_of
+from spiders.patience import insist
 
 if TYPE_CHECKING:
     from scrapy.crawler import Crawler
@@ -88,18 +89,27 @@ class StartMiddleware:
     async def _claim(self, worker: Worker) -> bool:
         """True with the lease; False when there is nothing to run: `start()` has ended, or this worker is leaving."""
         while not worker.leaving:
-            status = await worker.state.status(worker.job.name)
-            if status is None or status.start_ended or status.job != worker.job:
+            status = await self._to_run(worker)
+            if status is None:
                 return False
-            running = status.state is JobState.RUNNING
-            if running and await worker.state.acquire(worker.job, "start", worker.id):
-                status = await worker.state.status(worker.job.name)
-                return status is not None and not status.start_ended
+            if status.state is JobState.RUNNING and await self._acquire(worker):
+                return await self._to_run(worker) is not None
             await asyncio.sleep(POLL_S)
         return False
+
+    async def _to_run(self, worker: Worker) -> JobStatus | None:
+        """How the job stands; None where `start()` has ended for it."""
+        status = await insist(lambda: worker.state.status(worker.job.name))
+        return None if status is None or status.start_ended or status.job != worker.job else status
+
+    async def _acquire(self, worker: Worker) -> bool:
+        return await insist(lambda: worker.state.acquire(worker.job, "start", worker.id))
 
     async def _end(self, worker: Worker) -> None:
         await worker.start_items.settled()
         await worker.outbox.flush()
-        await worker.state.end_start(worker.job, worker.id)
+        while not await insist(lambda: worker.state.end_start(worker.job, worker.id)):
+            # the lease has run out, in an outage or a sleep: whoever has it now runs `start()` once more
+            if await self._to_run(worker) is None or not await self._acquire(worker):
+                return
         worker.look()

@@ -53,6 +53,9 @@ class Idle:
         assert status is not None
         return await self._end.look(status, at_s)
 
+    def works(self) -> None:
+        self._end.begin_anew()
+
     async def publish(self, **kw: Any) -> None:
         await self.transport.publish(QUEUES[0].name, [Message(new_id(), b"", {}, PAGE, **kw)])
 
@@ -149,6 +152,16 @@ def test_this_worker_may_have_something_since_its_report() -> None:
         assert await worker.look(100) is RUNNING
         worker.idle = True
         assert await worker.look(101) is FINISHED
+
+    scene(look)
+
+
+def test_what_was_seen_before_this_worker_had_work_does_not_count() -> None:
+    async def look(worker: Idle) -> None:
+        assert await worker.look(0) is RUNNING
+        worker.works()
+        assert await worker.look(100) is RUNNING
+        assert await worker.look(100 + 2 * LEASE_S + 1) is FINISHED
 
     scene(look)
 

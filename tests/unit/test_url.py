@@ -58,6 +58,12 @@ def test_a_wrong_option_is_named(options: str) -> None:
         bus_options(f"memory://?{options}")
 
 
+def test_a_bare_question_mark_in_a_password_is_refused() -> None:
+    with pytest.raises(Misconfigured, match="%3F") as refused:
+        query("redis://:pa?ss@h/0")
+    assert "ss@" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("shown", "url"),
     [
@@ -69,6 +75,9 @@ def test_a_wrong_option_is_named(options: str) -> None:
         ("redis://h?PASSWD=***", "redis://h?PASSWD=secret"),
         ("https://h/?x=1&access_token=***#f", "https://h/?x=1&access_token=secret#f"),
         ("cannot reach redis://u:***@h/0: timeout", "cannot reach redis://u:secret@h/0: timeout"),
+        ("redis://:***@h/0", "redis://:pa#ss@h/0"),
+        ("redis://:***@h/0", "redis://:pa?ss@h/0"),
+        ("http://127.0.0.1:80/x?mail=a@b", "http://127.0.0.1:80/x?mail=a@b"),
         ("sqlite:///a@b.db", "sqlite:///a@b.db"),
         ("http://127.0.0.1:8000/x", "http://127.0.0.1:8000/x"),
     ],
