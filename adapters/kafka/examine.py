@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
@@ -17,7 +18,7 @@ from bus.errors import BusError
 from bus.findings import CONFIGURATION, FAULT, NOTE, OK, Finding, clock, fault
 from bus.message import new_id
 
-__all__ = ["examine"]
+__all__ = ["examine", "version"]
 
 REPLICAS = 3
 ANSWER_S = 5.0
@@ -32,9 +33,10 @@ CONFIG = {"message.timestamp.type": "LogAppendTime", "retention.ms": "60000", "m
 async def examine(cluster: Cluster, prefix: str) -> list[Finding]:
     """Does on a topic of its own, under the prefix, what a crawl does; the topic is deleted in the end."""
     answer = await cluster.metadata([])
-    found = [await _version(cluster), _replicas(len(answer["brokers"]))]
+    known = (await cluster.ask(ApiVersionRequest(), "read the version")).api_versions
+    found = [version({request: form for request, _, form in known}), _replicas(len(answer["brokers"]))]
     try:
-        skew_s = await _try(cluster, f"{prefix}doctor.{new_id()}")
+        skew_s = await _try(cluster, f"{prefix}doctor")
     except NoRights as error:
         return [*found, fault("bus", error, _grant(cluster, prefix))]
     except BusError as error:
@@ -43,17 +45,16 @@ async def examine(cluster: Cluster, prefix: str) -> list[Finding]:
     return [*found, Finding("bus", OK, said), clock("bus", skew_s, "the broker")]
 
 
-async def _version(cluster: Cluster) -> Finding:
-    answer = await cluster.ask(ApiVersionRequest(), "read the version")
-    newest = {request: form for request, _, form in answer.api_versions}
-    version = next((version for version, request, form in SIGNS if newest.get(request, -1) >= form), None)
-    if version is None:
+def version(newest: Mapping[int, int]) -> Finding:
+    """By the newest form of each request that the broker knows."""
+    found = next((version for version, request, form in SIGNS if newest.get(request, -1) >= form), None)
+    if found is None:
         said = f"Kafka is older than {SIGNS[-1][0]}, and members of a group cannot have names there"
         return Finding("bus", FAULT, said, f"upgrade it to {TESTED}", CONFIGURATION)
-    if version == TESTED:
-        return Finding("bus", OK, f"Kafka {version} or later")
+    if found == TESTED:
+        return Finding("bus", OK, f"Kafka {found} or later")
     mend = f"upgrade it to {TESTED}, with which crawlbus is tested"
-    return Finding("bus", NOTE, f"Kafka {version} or later, and older than {TESTED}", mend)
+    return Finding("bus", NOTE, f"Kafka {found} or later, and older than {TESTED}", mend)
 
 
 def _replicas(brokers: int) -> Finding:
@@ -63,8 +64,9 @@ def _replicas(brokers: int) -> Finding:
     return Finding("bus", NOTE, said, "three brokers survive the loss of one")
 
 
-async def _try(cluster: Cluster, name: str) -> float:
-    """How far the broker's clock is ahead of ours. That we may delete is tried first, so that nothing is left."""
+async def _try(cluster: Cluster, group: str) -> float:
+    """How far the broker's clock is ahead of ours. That we may delete is tried first, so that no topic is left."""
+    name = f"{group}.{new_id()}"
     delete = DeleteTopicsRequest([name], int(ANSWER_S * 1000))
     await _ask(cluster, delete, f"delete topic {name!r}")
     wanted: list[Any] = [(name, 1, 1, [], list(CONFIG.items()))]
@@ -72,7 +74,7 @@ async def _try(cluster: Cluster, name: str) -> float:
     try:
         await find(cluster, name)
         skew_s = await _write(cluster, name)
-        await cluster.commit(name, name, {0: 1})  # takes the right to read the topic, and to be in the group
+        await cluster.commit(group, name, {0: 1})  # takes the right to read the topic, and to be in the group
     finally:
         await _ask(cluster, delete, f"delete topic {name!r}")
     return skew_s

@@ -1,23 +1,31 @@
-"""What `crawlbus doctor` says of real servers, to a user who may do all that is needed, and to one who may not."""
+"""What `crawlbus doctor` says of real servers, to a user who may do all that is needed, and to one who may not; and of
+settings that contradict each other."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shlex
+import time
 from collections.abc import Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import redis
+from aiokafka.protocol.admin import CreateAclsRequest
 
+from adapters.kafka.examine import version
+from adapters.kafka.transport import KafkaTransport
 from adapters.redis.errors import RIGHTS
 from tests.servers import Server, server
 from tests.spiders.scene import crawlbus
 from tests.unit.test_kafka_servers import LOCKED
 
 STATE = ("--state", "sqlite:///state.db")
+TOPIC, GROUP, ALL, ALLOW, PREFIXED = 2, 3, 2, 3, 4  # as Kafka numbers them
 
 
 class Answer(NamedTuple):
@@ -100,8 +108,49 @@ def test_kafka(doctor: Any, locked: Server) -> None:
     assert "ok: Kafka 4.1" in said and "topics crawlbus.* may be made" in said and "clock" in said
 
 
-def test_kafka_without_rights(doctor: Any, locked: Server) -> None:
-    fault = doctor("--bus", with_login(locked.url, "nobody:hush") + "?prefix=shop.", *STATE).fault()
+def test_kafka_without_rights_and_with_those_it_names(doctor: Any, locked: Server) -> None:
+    url = with_login(locked.url, "nobody:hush") + "?prefix=shop."
+    fault = doctor("--bus", url, *STATE).fault()
     command = shlex.split(fault.partition(" -> ")[2])
     assert command[0] == "kafka-acls.sh" and "User:nobody" in command
     assert command[command.index("--topic") + 1] == command[command.index("--group") + 1] == "shop."
+    asyncio.run(grant_all(with_login(locked.url, "boss:sesame"), "shop."))
+    deadline = time.monotonic() + 30
+    while (answer := doctor("--bus", url, *STATE)).code and time.monotonic() < deadline:
+        pass
+    assert "topics shop.* may be made" in answer.in_order()
+
+
+async def grant_all(url: str, prefix: str) -> None:
+    """As the command does."""
+    async with aclosing(await KafkaTransport.connect(url)) as bus:
+        for kind in (TOPIC, GROUP):
+            request = CreateAclsRequest(kind, prefix, PREFIXED, "User:nobody", "*", ALL, ALLOW)
+            answer = await bus._cluster.ask(request, "grant")
+            assert [code for code, _ in answer.creation_responses] == [0]
+
+
+@pytest.mark.parametrize(
+    ("newest", "verdict", "said"),
+    [
+        ({74: 1, 2: 10, 1: 18, 11: 9}, "ok", "Kafka 4.1 or later"),
+        ({74: 0, 2: 9, 1: 17, 11: 9}, "note", "Kafka 3.0 or later, and older than 4.1"),
+        ({1: 10, 2: 3, 11: 4}, "fault", "Kafka is older than 2.3"),
+    ],
+)
+def test_the_version_of_kafka(newest: dict[int, int], verdict: str, said: str) -> None:
+    found = version(newest)
+    assert found.verdict == verdict and said in found.found and bool(found.mend) == (verdict != "ok")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("--bus", "memory://", *STATE), 0, "note: one of bus and state is memory://"),
+        (("--bus", "sqlite:///one.db", "--sink", "jsonl:///one.db"), 2, "fault: a jsonl:// sink would write"),
+        (("--bus", "sqlite:///one.db", "--sink", "sqlite:///one.db"), 0, "is a sink"),
+    ],
+)
+def test_settings_that_do_not_go_together(doctor: Any, words: tuple[str, ...], code: int, said: str) -> None:
+    answer = doctor(*words)
+    assert answer.code == code and said in answer.said, answer.said
