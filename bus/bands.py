@@ -277,7 +277,7 @@ class _Forwarder:
                 lambda: self._bus.inner.subscribe(band, prefetch=FORWARD, member=self._member)
             )
             while True:
-                await self._forward(subscription)
+                await self._forward(subscription, float(band.rpartition("-")[2]))
         except Closed:
             pass
         except Exception as error:
@@ -287,14 +287,17 @@ class _Forwarder:
                 with suppress(BusError):
                     await subscription.aclose()
 
-    async def _forward(self, reader: Subscription) -> None:
-        """What there is, in the order of arrival, which is that of leaving."""
+    async def _forward(self, reader: Subscription, longest_s: float) -> None:
+        """What there is, in the order of arrival, which is that of leaving. One whose publisher's clock is ahead holds
+        the others up no longer than the band is long."""
         waiting = list(await _insist(lambda: reader.receive(max_messages=FORWARD, timeout_s=WAIT_S)))
+        latest = time.time() + longest_s
         while waiting:
             now = time.time()
-            count = next((i for i, one in enumerate(waiting) if _until(one.message) > now), len(waiting))
+            times = (min(_until(one.message), latest) for one in waiting)
+            count = next((i for i, at in enumerate(times) if at > now), len(waiting))
             if not count:
-                await asyncio.sleep(_until(waiting[0].message) - now)
+                await asyncio.sleep(min(_until(waiting[0].message), latest) - now)
                 continue
             due, waiting = waiting[:count], waiting[count:]
             await _insist(lambda some=due: _again(self._bus, reader, some))  # type: ignore[misc]

@@ -57,6 +57,7 @@ class Capabilities:
     exact_lag: bool
     shared_between_processes: bool
     shared_between_hosts: bool
+    hides_s: float = 0.0  # a delayed message that cannot be moved on may be in no count of `lag` for so long
 
     @property
     def delays(self) -> bool:

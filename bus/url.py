@@ -47,11 +47,13 @@ def scheme(url: str) -> str:
 
 
 def query(url: str) -> dict[str, str]:
-    """The values after the question mark; the last one of a name counts. Raises `Misconfigured` for a bare ? in a
-    password, whose rest would be shown as the name of an option."""
-    found = dict(parse_qsl(url.partition("?")[2], keep_blank_values=True))
-    if any("@" in name for name in found):
-        raise Misconfigured("a ? in a URL begins its options: write %3F for one that is part of a password")
+    """The values after the question mark; the last one of a name counts. Raises `Misconfigured` for a bare / or ? in
+    a password: what is read as a path or an option is shown in errors."""
+    place, _, options = url.partition("?")
+    found = dict(parse_qsl(options, keep_blank_values=True))
+    host, _, path = place.partition("://")[2].partition("/")
+    if any("@" in name for name in found) or (host and "@" in path):
+        raise Misconfigured("a URL has an @ behind its host: write / and ? of a password as %2F and %3F, @ as %40")
     return found
 
 

@@ -88,7 +88,8 @@ class Presence:
 
 class SlowEnd:
     """The end of a job whose `open` does not empty though there is nothing left to do, because the store lost writes
-    or a message could not be read: the bus is empty at two looks two leases apart, and every worker idle."""
+    or a message could not be read: the bus is empty at two looks two leases apart, and every worker idle. Where the bus
+    may hide a retry for longer, so much longer."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -108,7 +109,7 @@ class SlowEnd:
             if now_s >= self._next_s:
                 self._next_s = now_s + BUS_LOOK_S
                 self._since_s = now_s if await self._empty(len(status.workers)) else None
-        elif now_s - self._since_s > 2 * LEASE_S:
+        elif now_s - self._since_s > self._long_enough_s(status):
             if not await self._empty(len(status.workers)):
                 self._since_s = None
             elif self._worker.idle:
@@ -116,6 +117,10 @@ class SlowEnd:
                 logger.log(level, "the job ends with %d pages that nothing is known of", status.open)
                 return await self._worker.state.end(self._worker.job, unaccounted=status.open)
         return JobState.RUNNING
+
+    def _long_enough_s(self, status: JobStatus) -> float:
+        hidden_s = self._worker.transport.capabilities.hides_s if status.counters.get("retries") else 0.0
+        return max(2 * LEASE_S, hidden_s)
 
     async def _empty(self, workers: int) -> bool:
         """No lane or band has anything left; what is not known exactly is not nothing. Where the bus cannot tell what

@@ -33,6 +33,7 @@ MEANINGS = {
     "exact_lag": "`lag` of a QUEUE counts, and does not estimate",
     "shared_between_processes": "processes of one machine may share it: `--workers` above 1",
     "shared_between_hosts": "machines may share it",
+    "hides_s": "for so long a delayed message that cannot be moved on may be in no count of `lag`",
 }
 DURABILITY = """
 Durability: `process` survives nothing beyond its process; `page cache` a killed process or server; `fsync` a power cut;

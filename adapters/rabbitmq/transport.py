@@ -52,6 +52,7 @@ class RabbitTransport:
             exact_lag=True,
             shared_between_processes=True,
             shared_between_hosts=True,
+            hides_s=200.0,  # what has no queue to go to is tried again after three minutes
         )
         self._address = address
         publishing, streams = (Link(address, purpose, outage) for purpose in ("publisher", "logs"))

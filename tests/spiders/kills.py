@@ -64,9 +64,10 @@ class PacedSite(Site):
         return fetched - len(self.expected) - self.failing
 
 
-def graph(seed: int, pages: int = 600) -> PacedSite:
-    """A known graph: some pages slow, some failing once, one not reachable."""
+def graph(seed: int, pages: int = 600, *, fail: bool = True) -> PacedSite:
+    """A known graph: some pages slow, some failing once if so told, one not reachable."""
     rng = random.Random(seed)
+    failing = {n for n in range(pages) if fail and n % 50 == 7}
     out = {n: [rng.randrange(pages) for _ in range(4)] + [(n + 1) % pages] for n in range(pages)}
 
     def page(n: int) -> Callable[[int], object]:
@@ -74,13 +75,12 @@ def graph(seed: int, pages: int = 600) -> PacedSite:
 
         def answer(hit: int) -> object:
             time.sleep(rng.choice((0, 0, 0.01, 0.03)))
-            return (503, {}, b"") if n % 50 == 7 and hit == 1 else text
+            return (503, {}, b"") if n in failing and hit == 1 else text
 
         return answer
 
-    failing = sum(1 for n in range(pages) if n % 50 == 7)
     expected = {f"/p/{n}" for n in range(pages)}
-    return PacedSite({f"/p/{n}": page(n) for n in range(pages)} | {"/never": links()}, expected, failing)
+    return PacedSite({f"/p/{n}": page(n) for n in range(pages)} | {"/never": links()}, expected, len(failing))
 
 
 def python_docs() -> PacedSite:

@@ -58,10 +58,15 @@ def test_a_wrong_option_is_named(options: str) -> None:
         bus_options(f"memory://?{options}")
 
 
-def test_a_bare_question_mark_in_a_password_is_refused() -> None:
+@pytest.mark.parametrize("url", ["redis://:pa?ss@h/0", "amqp://u:pa/ss@h/", "kafka://u:p/?a/ss@h?x=1"])
+def test_a_password_that_would_be_shown_is_refused(url: str) -> None:
     with pytest.raises(Misconfigured, match="%3F") as refused:
-        query("redis://:pa?ss@h/0")
-    assert "ss@" not in str(refused.value)
+        query(url)
+    assert "ss" not in str(refused.value).replace("password", "")
+
+
+def test_a_file_may_have_any_name() -> None:
+    assert query("sqlite:///a@b.db?table=x") == {"table": "x"}
 
 
 @pytest.mark.parametrize(
