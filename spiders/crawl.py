@@ -55,8 +55,14 @@ class Crawl:
     on_look: Callable[[JobStatus], None] = lambda status: None
 
     def __post_init__(self) -> None:
-        if scheme(self.settings.bus) == "memory" and self.workers > 1:
+        if self.workers > 1:
+            self._refuse_memory()
+
+    def _refuse_memory(self) -> None:
+        if scheme(self.settings.bus) == "memory":
             raise Misconfigured("a memory:// bus lives in one process: use --workers 1, or --bus sqlite:///crawlbus.db")
+        if scheme(state_url(self.settings)) == "memory":
+            raise Misconfigured("a memory:// state lives in one process: use --workers 1, or set --state redis://HOST/0")
 
     @property
     def is_url(self) -> bool:
