@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError, UnknownTopicOrPartitionError
 
 from adapters.kafka.cluster import CONNECT_S, Cluster
 from adapters.kafka.errors import said
 from adapters.kafka.reader import FETCH, WAIT_MS, Reader, check_there, start, stop
 from adapters.kafka.record import message_of
+from adapters.kafka.topics import not_told
 from bus.backoff import Backoff
 from bus.errors import BusError, ConnectionLost, PositionExpired
 from bus.message import Delivery, Position
@@ -141,6 +142,8 @@ class LogSubscription(Reader):
                     return
             except (KafkaError, OSError) as error:
                 found = said(error, f"read topic {self._name!r}")
+                if isinstance(error, UnknownTopicOrPartitionError):
+                    found = await not_told(self._cluster, self._name)
                 self._failure = found if not isinstance(found, ConnectionLost) else None
             finally:
                 self._drop()

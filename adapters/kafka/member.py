@@ -8,11 +8,13 @@ from collections.abc import Collection
 from typing import Any, Protocol
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import UnknownTopicOrPartitionError
 
 from adapters.kafka.cluster import Cluster
 from adapters.kafka.errors import translated
 from adapters.kafka.group import Keep
 from adapters.kafka.reader import FETCH, start, stop
+from adapters.kafka.topics import not_told
 from bus.errors import BusError
 
 __all__ = ["Holder", "Member"]
@@ -75,8 +77,11 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc]  # the driver has
         )
         self.consumer.subscribe([self._topic], listener=self)
         with translated(f"join group {self._topic!r}"):
-            async with asyncio.timeout(JOIN_S):
-                await start(self.consumer)
+            try:
+                async with asyncio.timeout(JOIN_S):
+                    await start(self.consumer)
+            except UnknownTopicOrPartitionError:
+                raise await not_told(self._cluster, self._topic) from None
         self._watch_heartbeat()
 
     async def join_anew(self) -> None:

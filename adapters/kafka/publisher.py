@@ -8,13 +8,13 @@ from contextlib import suppress
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError, UnknownTopicOrPartitionError
 
 from adapters.kafka.cluster import CONNECT_S, Cluster
 from adapters.kafka.errors import said
 from adapters.kafka.patience import look_only, started
 from adapters.kafka.record import HEADER
-from adapters.kafka.topics import MESSAGE_BYTES, partition_of
+from adapters.kafka.topics import MESSAGE_BYTES, not_told, partition_of
 from bus.errors import Misconfigured, OverLimit, PublishUnconfirmed
 from bus.head import pack_head
 from bus.message import Message
@@ -63,7 +63,8 @@ class Publisher:
             ) from None
         except KafkaError as error:
             if not sent:  # refused before anything was given to the producer
-                raise self._refused(error, topic) from None
+                unknown = isinstance(error, UnknownTopicOrPartitionError)
+                raise (await not_told(self._cluster, topic) if unknown else self._refused(error, topic)) from None
             self._retire(producer)
             found = self._refused(error, topic)
             if isinstance(found, Misconfigured | OverLimit):

@@ -15,10 +15,10 @@ from aiokafka.protocol.admin import AlterConfigsRequest, CreateTopicsRequest, De
 
 from adapters.kafka.cluster import ASK_S, Cluster, raise_for
 from adapters.kafka.errors import said
-from bus.errors import BusError, Misconfigured
+from bus.errors import BusError, ConnectionLost, Misconfigured
 from bus.topic import Kind, Topic
 
-__all__ = ["MESSAGE_BYTES", "declare", "find", "partition_of"]
+__all__ = ["MESSAGE_BYTES", "declare", "find", "not_told", "partition_of"]
 
 QUEUE_PARTITIONS = 16
 REPLICAS = 3
@@ -63,6 +63,15 @@ async def find(cluster: Cluster, name: str) -> Topic:
         raise BusError(f"topic {name!r} was not declared, or was deleted")
     (topic,) = await _look(cluster, [name])
     return topic
+
+
+async def not_told(cluster: Cluster, name: str) -> BusError:
+    """Why the driver does not know the topic: while nobody answers it says the same as of one that is not there."""
+    try:
+        await find(cluster, name)
+    except BusError as error:
+        return error
+    return ConnectionLost(f"Kafka has not told in time where topic {name!r} is")
 
 
 async def _create(cluster: Cluster, topics: list[Topic], live: int) -> None:

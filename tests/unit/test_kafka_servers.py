@@ -14,7 +14,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 
-from adapters.kafka import group, log, queue
+from adapters.kafka import group, log, publisher, queue
+from adapters.kafka.publisher import Publisher
 from adapters.kafka.transport import KafkaTransport
 from bus.errors import BusError, ConnectionLost, Misconfigured, PublishUnconfirmed, StaleDelivery
 from bus.message import Delivery, Message, new_id
@@ -384,7 +385,13 @@ async def go_on(broker: Server) -> None:
     async with AsyncExitStack() as stack:
         bus = await KafkaTransport.connect(broker.url)
         stack.push_async_callback(bus.aclose)
-        await bus.declare(Topic("work", Kind.QUEUE), Topic("log", Kind.LOG))
+        await bus.declare(Topic("work", Kind.QUEUE), Topic("early", Kind.QUEUE), Topic("log", Kind.LOG))
+        late = Publisher(bus._cluster)
+        stack.push_async_callback(late.aclose)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(publisher, "REQUEST_S", 1.0)
+            await late.publish("early", [Message(new_id(), b"")])
+        await bus.declare(Topic("late", Kind.QUEUE))  # the driver has not heard of it
         reader, follower = await bus.subscribe("work", member="slot-0"), await bus.subscribe("log", group="g")
         troubles: set[type[BusError]] = set()
 
@@ -415,8 +422,11 @@ async def go_on(broker: Server) -> None:
         reading = [asyncio.create_task(read(reader, done)), asyncio.create_task(read(follower, logged))]
         await until(lambda: len(done) > 200)
         await asyncio.to_thread(broker.kill)
+        with pytest.raises(ConnectionLost):  # a topic that it did not use before is not taken for a deleted one
+            await late.publish("late", [Message(new_id(), b"")])
         await until(lambda: ConnectionLost in troubles)
         await asyncio.to_thread(broker.start)
+        await insist(partial(late.publish, "late", [Message(new_id(), b"")]))
         before = len(sent)
         await until(lambda: len(sent) > before + 200)
         ending = True
