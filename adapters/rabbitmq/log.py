@@ -28,6 +28,7 @@ __all__ = ["LogSubscription", "Logs"]
 EMPTY_S = 5.5  # nothing has come, and the count, up to 5 s old, is still 0: then a stream is empty
 SHOWN_S = 10.0  # a stream that holds something has shown it by then
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.05, 1.0
+WINDOW = 128  # messages that have come and are not handed out: of 256 KiB each, 32 MiB
 SKEW_S = 5.0  # how far the clocks of publishers and broker may differ
 
 Offset: TypeAlias = "int | str | datetime"
@@ -100,7 +101,7 @@ class Logs:
 
 
 class LogSubscription(Reader):
-    """One reader of a stream. Its acks are credit for the broker, and the position of its group."""
+    """One reader of a stream. Its acks are the position of its group; the broker gets credit for what is handed out."""
 
     def __init__(self, link: Link, address: Address, logs: Logs, topic: str, group: str, prefetch: int) -> None:
         super().__init__(link, address, topic, prefetch)
@@ -108,7 +109,8 @@ class LogSubscription(Reader):
         self._from: Offset = "first"  # where to attach
         self._next: int | None = None  # the offset to hand out next, where it is known
         self._since: float | None = None  # what was published before is passed over
-        self._held: deque[tuple[int, int]] = deque()  # offset and delivery tag of what uses credit up
+        self._window = min(self._prefetch, WINDOW)
+        self._used = self._credited = 0  # messages of this life; its delivery tags count them
         self._given: deque[int] = deque()  # offsets that are handed out, and not acked
         self._done = 0
         self._expired: PositionExpired | None = None
@@ -133,7 +135,6 @@ class LogSubscription(Reader):
         while self._given and self._given[0] < done:
             self._given.popleft()
         self._wake()  # a `receive` may wait for room
-        await self._credit(done)
 
     async def seek(self, to: Seek) -> None:
         self._check_open()
@@ -164,17 +165,16 @@ class LogSubscription(Reader):
         return {"x-stream-offset": self._from}
 
     async def _add(self, message: DeliveredMessage) -> None:
-        offset, tag = _offset(message), message.delivery_tag or 0
+        offset = _offset(message)
         sent, at = unseal(message.body, message.header.properties.message_id or "")
         if self._since is not None:
             if at is not None and at < self._since:
-                await message.channel.basic_ack(tag, wait=False)
+                self._used += 1
                 return
             self._since = None
         if self._next is not None and offset < self._next:
-            await message.channel.basic_ack(tag, wait=False)
+            self._used += 1
             return
-        self._held.append((offset, tag))
         self._arrived.append(Delivery(sent, self._name, 0, offset, None))
 
     async def _take(self, max_messages: int) -> Sequence[Delivery]:
@@ -182,6 +182,7 @@ class LogSubscription(Reader):
         credit. Nothing is awaited between taking and giving, so that a `receive` that is cancelled loses nothing."""
         if self._expired is not None:
             raise self._expired
+        await self._credit()
         room = min(max_messages, self._prefetch - len(self._given))
         if room <= 0:
             return ()
@@ -191,6 +192,7 @@ class LogSubscription(Reader):
         while self._arrived and len(taken) < room and self._next in (None, self._arrived[0].offset):
             taken.append(self._arrived.popleft())
             self._from = self._next = taken[-1].offset + 1
+        self._used += len(taken)
         self._given.extend(delivery.offset for delivery in taken)
         return taken
 
@@ -204,22 +206,21 @@ class LogSubscription(Reader):
             raise self._expired
         self._next = found
 
-    async def _credit(self, done: int) -> None:
-        life, channel = self._life, self._channel
-        async with self._sending:
-            tag = 0
-            while self._held and self._held[0][0] < done:
-                tag = self._held.popleft()[1]
-            if not tag or channel is None or life != self._life:
-                return
-            try:
-                await channel.basic_ack(tag, multiple=True, wait=False)
-            except DRIVER_ERRORS:
-                self._end(life)
+    async def _credit(self) -> None:
+        """For what was handed out before."""
+        life, channel, used = self._life, self._channel, self._used
+        if channel is None or used == self._credited:
+            return
+        try:
+            await channel.basic_ack(used, multiple=True, wait=False)
+        except DRIVER_ERRORS:
+            self._end(life)
+        if life == self._life:
+            self._credited = used
 
     def _forget(self) -> None:
         super()._forget()
-        self._held.clear()
+        self._used = self._credited = 0
 
 
 async def _shown(channel: Channel, topic: str, both: asyncio.Event) -> bool:

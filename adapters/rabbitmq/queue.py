@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from aiormq.abc import DeliveredMessage
@@ -33,6 +34,7 @@ class QueueSubscription(Reader):
         super().__init__(link, address, topic, prefetch)
         self._unacked: set[int] = set()
         self._mark = Watermark(1)
+        self._sending = asyncio.Lock()  # an ack of many tags must not overtake one of fewer
         self._lost_tags: dict[int, set[int]] = {}  # by former life
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:

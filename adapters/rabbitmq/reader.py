@@ -30,7 +30,7 @@ class Reader:
 
     def __init__(self, link: Link, address: Address, topic: str, prefetch: int) -> None:
         self._link, self._address, self._name = link, address, topic
-        self._prefetch = min(prefetch, MAX_PREFETCH)
+        self._prefetch = self._window = min(prefetch, MAX_PREFETCH)  # `_window`: what the broker may send ahead of acks
         self._arrived: deque[Delivery] = deque()
         self._life = 0  # 0: not attached
         self._channel: Channel | None = None
@@ -39,7 +39,6 @@ class Reader:
         self._problem: BusError | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._sending = asyncio.Lock()  # an ack of many tags must not overtake one of fewer
         self.closed = self._reading = False
 
     async def open(self) -> None:
@@ -63,7 +62,7 @@ class Reader:
         deadline, patience = now + timeout_s, now + AWAY_S
         while True:
             self._check_open()
-            if self._arrived and (taken := await self._take(max_messages)):
+            if taken := await self._take(max_messages):
                 return taken
             now = loop.time()
             if not self._life:
@@ -119,7 +118,7 @@ class Reader:
         channel.closing.add_done_callback(lambda _: self._end(life))
         channel.on_consumer_cancel_callbacks.add(lambda _: self._end(life))
         try:
-            await within(channel.basic_qos(prefetch_count=self._prefetch))
+            await within(channel.basic_qos(prefetch_count=self._window))
             arguments = self._arguments()
             await within(channel.basic_consume(self._name, partial(self._on_message, life), arguments=arguments))
             await within(channel.flow(True))  # the broker has begun, and what it had at hand is here

@@ -18,6 +18,7 @@ from aiormq.connection import Connection
 from adapters.rabbitmq import publisher, reader, topology
 from adapters.rabbitmq.address import Address
 from adapters.rabbitmq.errors import Undeclared
+from adapters.rabbitmq.log import WINDOW, LogSubscription
 from adapters.rabbitmq.transport import RabbitTransport
 from bus.errors import (
     BusError,
@@ -400,6 +401,39 @@ def test_gaps_in_the_offsets_are_no_loss(server_url: str, monkeypatch: pytest.Mo
         assert got[-1].offset > 599, "no segment has ended, so that nothing is shown"
         await subscription.seek(datetime(2020, 1, 1, tzinfo=UTC))
         assert (await subscription.receive(max_messages=1, timeout_s=5))[0].offset == 0
+
+    play(server_url, check)
+
+
+@pytest.mark.parametrize("server_url", kinds("rabbitmq")[1:], indirect=True)  # RabbitMQ 3 sends a chunk to its end
+def test_a_backlog_of_large_messages_stays_with_the_server(server_url: str) -> None:
+    """Whatever the prefetch; what is handed out and not acked is bounded by it alone."""
+
+    async def check(transport: RabbitTransport) -> None:
+        topic = record()
+        await transport.declare(topic)
+        sent = [Message(new_id(), bytes(256 * 1024)) for _ in range(400)]
+        for i in range(0, 400, 40):
+            await transport.publish(topic.name, sent[i : i + 40])
+        subscription = await transport.subscribe(topic.name, prefetch=390)
+        assert isinstance(subscription, LogSubscription)
+        got: list[Delivery] = []
+        most = 0
+        while len(got) < 390:
+            some = await subscription.receive(max_messages=50, timeout_s=10)
+            assert some
+            got.extend(some)
+            assert subscription._channel is not None
+            await subscription._channel.flow(True)  # what the broker had sent is here
+            most = max(most, len(subscription._arrived))
+        assert 0 < most <= WINDOW
+        assert not await subscription.receive(max_messages=50, timeout_s=0.2), "more than the prefetch"
+        await subscription.ack(got)
+        while len(got) < 400:
+            some = await subscription.receive(max_messages=50, timeout_s=10)
+            assert some
+            got.extend(some)
+        assert ids(got) == ids(sent)
 
     play(server_url, check)
 
