@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import Any, Protocol
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.errors import UnknownTopicOrPartitionError
+from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from adapters.kafka.cluster import Cluster
 from adapters.kafka.errors import translated
@@ -60,6 +60,7 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc]  # the driver has
         self._cluster, self._topic, self._lease_s, self._name = cluster, topic, lease_s, name
         self._holder = holder
         self._proven = 0.0  # when the group last knew us
+        self._defect: Exception | None = None  # why it could not take over its partitions
 
     async def join(self) -> None:
         """Returns once it has partitions, or is told that there are none left for it."""
@@ -87,7 +88,7 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc]  # the driver has
     async def join_anew(self) -> None:
         """After the driver gave up. Whoever was expelled for another of its name has none from then on."""
         self.settled.clear()
-        self.life, self._name = OUTSIDE, ""
+        self.life, self._name, self._defect = OUTSIDE, "", None
         await self.leave()
         await self.join()
 
@@ -101,6 +102,19 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc]  # the driver has
                 await self._cluster.leave(self._topic, named)  # the driver lets a member with a name stay
             except BusError:
                 pass
+
+    def check(self) -> None:
+        """Raises what the driver keeps until it is asked; till then it does not try again to be in the group."""
+        if self._defect is not None:
+            raise KafkaError(repr(self._defect))
+        self.consumer._coordinator.check_errors()
+
+    @property
+    def failure(self) -> BusError | None:
+        """Until it has joined anew."""
+        if self._defect is None:
+            return None
+        return BusError(f"taking over partitions of {self._topic!r} failed: {self._defect!r}")
 
     @property
     def belongs(self) -> bool:
@@ -143,9 +157,11 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc]  # the driver has
         self.life = now
         try:
             await self._holder.take_over([place.partition for place in assigned], kept=kept)
-        except Exception:
-            logger.exception("group %s cannot be read", self._topic)  # the driver would hide it
-            raise
+        except Exception as error:  # the driver would hide it
+            logger.exception("group %s cannot be read", self._topic)
+            self._defect = error
+            self._holder.wake()
+            return
         self.prove(_now())
         self.settled.set()
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from aiokafka import TopicPartition
@@ -41,6 +42,7 @@ COMMIT_SOON_S = 0.05  # once nothing is unacknowledged
 COMMIT_S = 5.0
 TIDY_EACH_S = 30.0
 PAUSE_S = 0.1
+CHECK_EACH_S = 1.0  # while nothing is fetched
 
 
 async def queue_lag(cluster: Cluster, topic: Topic) -> Lag:
@@ -153,14 +155,16 @@ class QueueSubscription(Reader):
     def _tp(self, number: int) -> TopicPartition:
         return TopicPartition(self._name, number)
 
+    def _trouble(self) -> BusError | None:
+        return self._member.failure or super()._trouble()
+
     # fetching
 
     async def _pump(self) -> None:
         while True:
             try:
-                while self._buffered >= self._prefetch:
-                    self._drained.clear()
-                    await self._drained.wait()
+                await self._has_room()
+                self._member.check()
                 room = self._prefetch - self._buffered
                 found = await self._member.consumer.getmany(timeout_ms=WAIT_MS, max_records=room)
                 if not found:
@@ -184,6 +188,15 @@ class QueueSubscription(Reader):
                 logger.warning("joining group %s anew: %s", self._name, type(error).__name__)
                 await self._join_anew()
 
+    async def _has_room(self) -> None:
+        """A full buffer must not keep us from hearing what is wrong: what it holds may wait for that to be mended."""
+        while self._buffered >= self._prefetch:
+            self._drained.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CHECK_EACH_S):
+                    await self._drained.wait()
+            self._member.check()
+
     def _add(self, number: int, records: Iterable[Any]) -> None:
         part = self._parts.get(number)
         if part is None:
@@ -202,7 +215,8 @@ class QueueSubscription(Reader):
         try:
             committed = await self._cluster.committed(self._name, self._name, numbers)
             first, end = await self._cluster.bounds(self._name)
-            for number in numbers:
+            known = [number for number in numbers if number in first and number in end]
+            for number in known:
                 offset = committed.get(number, first[number])
                 if not first[number] <= offset <= end[number]:
                     logger.warning(
@@ -213,6 +227,8 @@ class QueueSubscription(Reader):
                 if (part := self._parts.get(number)) is not None and part.position is None:
                     part.position = offset
                     self._member.consumer.seek(self._tp(number), offset)
+            if known != numbers:  # they were added just now: the driver asks again
+                await asyncio.sleep(PAUSE_S)
         except (BusError, IllegalStateError):
             await asyncio.sleep(PAUSE_S)  # the driver asks again
 

@@ -65,10 +65,8 @@ class Reader:
             self._check_open()
             if some := self._take(max_messages):
                 return some
-            if self._failure is not None:
-                raise self._failure
-            if self._cluster.away:
-                raise self._cluster.lost()
+            if (trouble := self._trouble()) is not None:
+                raise trouble
             left_s = deadline - loop.time()
             if left_s <= 0.0:
                 await asyncio.sleep(0)  # whoever asks again and again lets the pump work
@@ -92,6 +90,10 @@ class Reader:
     def _listen(self) -> None:
         """It is open: a `receive` that waits hears when the cluster goes away."""
         self._forget = self._cluster.on_change(self._ring)
+
+    def _trouble(self) -> BusError | None:
+        """Why nothing comes."""
+        return self._failure or (self._cluster.lost() if self._cluster.away else None)
 
     @abstractmethod
     def _take(self, max_messages: int) -> Sequence[Delivery]:

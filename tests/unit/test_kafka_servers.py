@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+from aiokafka.errors import UnknownError
 
 from adapters.kafka import group, log, publisher, queue
 from adapters.kafka.publisher import Publisher
@@ -223,6 +224,70 @@ def test_a_task_that_fails_ends_its_reader(server_url: str, kind: Kind, monkeypa
             with pytest.raises(BusError, match="out of order") as failed:
                 await reader.receive(max_messages=1, timeout_s=10)
             assert topic.name in str(failed.value)
+
+    asyncio.run(with_bus(server_url, check))
+
+
+@pytest.mark.parametrize("server_url", kinds("kafka"), indirect=True)
+def test_an_error_of_the_group_is_heard_while_much_waits(server_url: str) -> None:
+    """The driver keeps it until it is asked, and does nothing till then."""
+
+    async def refuse(*args: object) -> None:
+        raise UnknownError("the group is not to be had for a moment")
+
+    async def check(bus: Transport) -> None:
+        topic = Topic(new_id(), Kind.QUEUE)
+        await bus.declare(topic)
+        await bus.publish(topic.name, [Message(f"{i}", b"") for i in range(20)])
+        reader = await bus.subscribe(topic.name, prefetch=4)
+        assert isinstance(reader, queue.QueueSubscription)
+        await until(lambda: reader._buffered >= 4)
+        coordinator = reader._member.consumer._coordinator
+        coordinator._do_rejoin_group = refuse
+        coordinator.request_rejoin()
+        await until(lambda: coordinator is not reader._member.consumer._coordinator)
+        for _ in range(5):
+            await reader.ack(await take(reader, 4))
+
+    asyncio.run(with_bus(server_url, check))
+
+
+@pytest.mark.parametrize("server_url", kinds("kafka"), indirect=True)
+def test_partitions_that_cannot_be_taken_over(server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loudly, and once more. One of which the leader was not yet known is begun a moment later."""
+    tries = list[str]()
+    take_over = queue.QueueSubscription.take_over
+
+    async def stumble(self: queue.QueueSubscription, *args: Any, **options: Any) -> None:
+        tries.append("take over")
+        if len(tries) == 1:
+            raise ValueError("out of order")
+        await take_over(self, *args, **options)
+
+    async def check(bus: Transport) -> None:
+        assert isinstance(bus, KafkaTransport)
+        topic = Topic(new_id(), Kind.QUEUE)
+        await bus.declare(topic)
+        await bus.publish(topic.name, [Message("one", b"")])
+        bounds = bus._cluster.bounds
+
+        async def without_the_first(name: str) -> Any:
+            tries.append("bounds")
+            first, end = await bounds(name)
+            if tries.count("bounds") == 1:
+                del first[0], end[0]
+            return first, end
+
+        monkeypatch.setattr(bus._cluster, "bounds", without_the_first)
+        monkeypatch.setattr(queue.QueueSubscription, "take_over", stumble)
+        reader = await bus.subscribe(topic.name)
+        with pytest.raises(BusError, match="out of order") as failed:
+            await take(reader, 1)
+        assert topic.name in str(failed.value)
+        await until(lambda: tries.count("take over") > 1)
+        (one,) = await take(reader, 1)
+        await reader.ack([one])
+        assert tries.count("bounds") > 1
 
     asyncio.run(with_bus(server_url, check))
 
