@@ -55,6 +55,7 @@ class Cluster:
         self.away = False
         self._client = AIOKafkaClient(request_timeout_ms=int(REQUEST_S * 1000), **servers.driver)
         self._coordinators: dict[str, int] = {}
+        self._kept_offsets = False  # it has had a coordinator, so it can
         self._listeners: set[Callable[[], None]] = set()
         self._pulse: asyncio.Task[None] | None = None
         self._broken: BusError | None = None  # the pulse has ended
@@ -155,7 +156,7 @@ class Cluster:
         await self._of_coordinator(group, LeaveGroupRequest(group, member), f"leave group {group!r}")
 
     async def find_coordinator(self, group: str) -> None:
-        """Raises `Misconfigured` where the cluster answers, and cannot keep the offsets of groups."""
+        """Raises `Misconfigured` where the cluster answers, and has never kept the offsets of a group."""
         await self._coordinator(group)
 
     # how they are asked
@@ -223,13 +224,13 @@ class Cluster:
         try:
             found: int = await self.settled(ask, f"find the coordinator of group {group!r}")
         except ConnectionLost as lost:
-            if self.away or not await self._answers():
+            if self.away or self._kept_offsets or not await self._answers():
                 raise
             raise Misconfigured(
                 "Kafka cannot keep the offsets of consumer groups: offsets.topic.replication.factor is larger than its "
                 "number of brokers, or its internal topic is not available; mend the cluster"
             ) from lost
-        self._coordinators[group] = found
+        self._coordinators[group], self._kept_offsets = found, True
         return found
 
     # is anybody there

@@ -84,6 +84,7 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc]  # the driver has
             except UnknownTopicOrPartitionError:
                 raise await not_told(self._cluster, self._topic) from None
         self._watch_heartbeat()
+        self._proven = _now()  # as far as `silent_s` goes; it is not sure of anything before it has partitions
 
     async def join_anew(self) -> None:
         """After the driver gave up. Whoever was expelled for another of its name has none from then on."""
@@ -124,7 +125,12 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc]  # the driver has
     @property
     def is_sure(self) -> bool:
         """Is it certain that no other has our partitions? Not after a pause of the whole process, for one."""
-        return self.settled.is_set() and _now() - self._proven < 0.9 * self._lease_s
+        return self.settled.is_set() and self.silent_s < 0.9 * self._lease_s
+
+    @property
+    def silent_s(self) -> float:
+        """For how long the group has not known us."""
+        return _now() - self._proven
 
     def prove(self, asked: float) -> None:
         """The group knew us when we asked."""

@@ -42,6 +42,7 @@ COMMIT_SOON_S = 0.05  # once nothing is unacknowledged
 COMMIT_S = 5.0
 TIDY_EACH_S = 30.0
 PAUSE_S = 0.1
+PATIENT_LEASES = 2  # so long a rebalance may take
 CHECK_EACH_S = 1.0  # while nothing is fetched
 
 
@@ -156,7 +157,12 @@ class QueueSubscription(Reader):
         return TopicPartition(self._name, number)
 
     def _trouble(self) -> BusError | None:
-        return self._member.failure or super()._trouble()
+        if (error := self._member.failure or super()._trouble()) is not None:
+            return error
+        return self._unsettled() if self._member.silent_s > PATIENT_LEASES * self._lease_s else None
+
+    def _unsettled(self) -> ConnectionLost:
+        return ConnectionLost(f"group {self._name!r} of Kafka does not come to rest, or its coordinator is away")
 
     # fetching
 
@@ -287,7 +293,7 @@ class QueueSubscription(Reader):
     async def _become_sure(self) -> None:
         """Wait for the end of a rebalance, or ask the group by a commit."""
         try:
-            async with asyncio.timeout(2 * self._lease_s):
+            async with asyncio.timeout(PATIENT_LEASES * self._lease_s):
                 await self._member.settled.wait()
                 while self._parts and not self._member.is_sure:
                     await self._commit(prove=True)
@@ -295,7 +301,7 @@ class QueueSubscription(Reader):
                         await asyncio.sleep(PAUSE_S)
                         await self._member.settled.wait()
         except TimeoutError:
-            raise ConnectionLost(f"group {self._name!r} of Kafka does not come to rest") from None
+            raise self._unsettled() from None
 
     # committing
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
-from aiokafka.errors import UnknownError
+from aiokafka.errors import GroupCoordinatorNotAvailableError, UnknownError
 
-from adapters.kafka import group, log, publisher, queue
+from adapters.kafka import cluster, group, log, publisher, queue
 from adapters.kafka.publisher import Publisher
 from adapters.kafka.transport import KafkaTransport
 from bus.errors import BusError, ConnectionLost, Misconfigured, PublishUnconfirmed, StaleDelivery
@@ -250,6 +250,43 @@ def test_an_error_of_the_group_is_heard_while_much_waits(server_url: str) -> Non
             await reader.ack(await take(reader, 4))
 
     asyncio.run(with_bus(server_url, check))
+
+
+@pytest.mark.parametrize("server_url", kinds("kafka"), indirect=True)
+def test_a_coordinator_that_is_away_is_an_outage(server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while brokers answer: neither silence, nor a fault of the cluster's setting."""
+    monkeypatch.setattr(cluster, "ASK_S", 1.0)
+    monkeypatch.setattr(queue, "PATIENT_LEASES", 1)
+
+    async def nowhere(*args: object) -> None:
+        raise GroupCoordinatorNotAvailableError
+
+    async def check() -> None:
+        async with aclosing(await KafkaTransport.connect(server_url, lease_s=2.0)) as bus:
+            topic = Topic(new_id(), Kind.QUEUE)
+            await bus.declare(topic)
+            reader = await bus.subscribe(topic.name)
+            assert isinstance(reader, queue.QueueSubscription)
+            consumer = reader._member.consumer
+            with monkeypatch.context() as patch:
+                for client in (bus._cluster._client, consumer._client):
+                    patch.setattr(client, "coordinator_lookup", nowhere)
+                consumer._coordinator.coordinator_dead()
+                bus._cluster._coordinators.clear()
+                for call in (bus.lag, bus.subscribe):
+                    with pytest.raises(ConnectionLost):
+                        await call(topic.name)
+                with pytest.raises(ConnectionLost, match="coordinator"):
+                    await take(reader, 1)
+            await bus.publish(topic.name, [Message(new_id(), b"")])
+            async with asyncio.timeout(20):
+                while True:
+                    with suppress(ConnectionLost):
+                        if await reader.receive(max_messages=1, timeout_s=1):
+                            return
+                    await asyncio.sleep(0.1)
+
+    asyncio.run(check())
 
 
 @pytest.mark.parametrize("server_url", kinds("kafka"), indirect=True)
