@@ -161,8 +161,18 @@ class LogSubscription(Reader):
         self._given.clear()
         self._expired = None
 
-    def _arguments(self) -> dict[str, Any]:
+    async def _arguments(self) -> dict[str, Any]:
+        if isinstance(self._from, int) and self._from and self._expired is None:
+            await self._check_end(self._from)
         return {"x-stream-offset": self._from}
+
+    async def _check_end(self, asked: int) -> None:
+        """Streams are not fsynced: a server whose power was cut may have lost what we have read, and gives those
+        offsets to other messages."""
+        bounds = await self._logs.bounds(self._name)
+        if asked > bounds.end and asked == self._from:
+            self._expired = bounds.expired(Position(0, asked))
+            self._wake()
 
     async def _add(self, message: DeliveredMessage) -> None:
         offset = _offset(message)

@@ -89,7 +89,7 @@ class Reader:
 
     # what differs
 
-    def _arguments(self) -> dict[str, Any]:
+    async def _arguments(self) -> dict[str, Any]:
         """Of the consumer."""
         return {}
 
@@ -119,7 +119,7 @@ class Reader:
         channel.on_consumer_cancel_callbacks.add(lambda _: self._end(life))
         try:
             await within(channel.basic_qos(prefetch_count=self._window))
-            arguments = self._arguments()
+            arguments = await self._arguments()
             await within(channel.basic_consume(self._name, partial(self._on_message, life), arguments=arguments))
             await within(channel.flow(True))  # the broker has begun, and what it had at hand is here
         except BaseException as error:

@@ -381,6 +381,43 @@ def test_what_a_stream_has_dropped_is_told(server_url: str, monkeypatch: pytest.
 
 
 @every_version
+def test_a_stream_that_lost_its_end_is_told(server_url: str) -> None:
+    """As after a power cut: what comes next gets offsets that the reader has passed."""
+
+    async def check(transport: RabbitTransport) -> None:
+        topic = record()
+        await transport.declare(topic)
+        await transport.publish(topic.name, [Message(new_id(), b"") for _ in range(20)])
+        subscription = await transport.subscribe(topic.name)
+        got: list[Delivery] = []
+        while len(got) < 20:
+            got.extend(await subscription.receive(max_messages=20, timeout_s=5))
+        connection = await raw(server_url)
+        await (await connection.channel()).queue_delete(topic.name)
+        await connection.close()
+        other = await RabbitTransport.connect(server_url)
+        await other.declare(topic)
+        sent = [Message(new_id(), b"") for _ in range(5)]
+        await other.publish(topic.name, sent)
+        await other.aclose()
+        for _ in range(2):
+            with pytest.raises(PositionExpired) as found:
+                await insist(partial(_declared, partial(subscription.receive, max_messages=9, timeout_s=10)))
+            assert found.value.asked == Position(0, 20) and found.value.end <= Position(0, 5)
+        await subscription.seek("earliest")
+        assert (await subscription.receive(max_messages=1, timeout_s=5))[0].message.id == sent[0].id
+
+    play(server_url, check)
+
+
+async def _declared(call: Callable[[], Awaitable[object]]) -> object:
+    try:
+        return await call()
+    except Undeclared:
+        raise ConnectionLost("it is being made anew") from None
+
+
+@every_version
 def test_gaps_in_the_offsets_are_no_loss(server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topology, "SEGMENT_BYTES", 100_000)
 
