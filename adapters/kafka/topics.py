@@ -7,6 +7,7 @@ that no work is ever put where Kafka would drop it for its age; a LOG without a 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,6 +21,8 @@ from bus.topic import Kind, Topic
 
 __all__ = ["MESSAGE_BYTES", "declare", "find", "not_told", "partition_of"]
 
+logger = logging.getLogger(__name__)
+
 QUEUE_PARTITIONS = 16
 REPLICAS = 3
 MESSAGE_BYTES = 9 * 1024 * 1024  # a body of 8 MiB, and its headers
@@ -28,6 +31,8 @@ FOR_EVER_MS = 2**63 - 1
 TOPIC = 2  # the number of topics among the kinds of resources
 OF_TOPIC = 1  # where a value of the configuration comes from, besides the broker and the defaults
 EXISTS, NO_REPLICAS = 36, 38
+
+_named = set[str]()  # in a warning of this process
 
 
 def partition_of(key: bytes, partitions: int) -> int:
@@ -41,6 +46,7 @@ async def declare(cluster: Cluster, topics: Iterable[Topic]) -> None:
     """Create what is missing. Raises `Misconfigured` where one is of the other kind, or can keep nothing."""
     wanted = {topic.name: topic for topic in topics}
     answer = await cluster.metadata(wanted)
+    _warn_of_few_replicas(answer)
     missing = [wanted[found["topic"]] for found in answer["topics"] if found["error_code"] == 3]
     if missing:
         await _create(cluster, missing, live=len(answer["brokers"]))
@@ -90,6 +96,23 @@ async def _create(cluster: Cluster, topics: list[Topic], live: int) -> None:
                 raise_for(code, name)
             except KafkaError as error:
                 raise said(error, f"create topic {name!r}") from None
+
+
+def _warn_of_few_replicas(metadata: Any) -> None:
+    """A topic that was made while brokers were down, or not yet there, never has more by itself."""
+    replicas = min(REPLICAS, len(metadata["brokers"]))
+    few = [
+        topic["topic"]
+        for topic in metadata["topics"]
+        if any(len(partition["replicas"]) < replicas for partition in topic["partitions"])
+    ]
+    if news := sorted(set(few) - _named):
+        _named.update(news)
+        logger.warning(
+            "Kafka keeps fewer than %d replicas of %s: messages may be lost with a broker; add replicas with "
+            "kafka-reassign-partitions%s",
+            replicas, ", ".join(news), ", then set min.insync.replicas=2" if replicas == REPLICAS else "",
+        )  # fmt: skip
 
 
 def _partitions(topic: Topic) -> int:

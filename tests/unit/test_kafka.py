@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from adapters.kafka.group import share
 from adapters.kafka.record import HEADER, message_of
-from adapters.kafka.topics import partition_of
+from adapters.kafka.topics import _warn_of_few_replicas, partition_of
 from adapters.kafka.url import parse
 from bus.errors import CodecError, Misconfigured
 from bus.head import pack_head
@@ -83,6 +83,22 @@ def test_shares_are_even_and_nobody_loses_more_than_it_must(count: int, claims: 
         for id, mine in shares.items():
             had = {number for number in claims[id] if number < count}
             assert len(had & set(mine)) == min(len(had), len(mine))
+
+
+def test_a_topic_with_few_replicas_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    """As many as there are brokers are enough, up to three."""
+
+    def found(name: str, *replicas: list[int]) -> dict[str, Any]:
+        return {"topic": name, "partitions": [{"replicas": one} for one in replicas]}
+
+    topics = [found("enough", [1, 2, 3]), found("thin", [1, 2, 3], [1]), found("missing")]
+    for _ in range(2):
+        _warn_of_few_replicas({"brokers": [1], "topics": topics})
+    assert not caplog.records
+    for _ in range(2):
+        _warn_of_few_replicas({"brokers": [1, 2, 3, 4], "topics": topics})
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "3 replicas of thin:" in line and "kafka-reassign-partitions" in line
 
 
 def record(value: bytes | None, headers: tuple[tuple[str, bytes], ...]) -> Any:
