@@ -17,7 +17,7 @@ BusError
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from bus.message import Delivery, Position
@@ -100,6 +100,11 @@ class Misconfigured(BusError):
     """A user's setting is wrong. The message is one sentence that names the setting and the mend."""
 
     exit_code = 2
+
+    @classmethod
+    def of(cls, setting: str, what: str) -> Self:
+        """What is wrong with a setting, named as a flag and as a variable."""
+        return cls(f"--{setting} (CRAWLBUS_{setting.upper()}): {what}")
 
 
 class Closed(BusError):

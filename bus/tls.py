@@ -17,7 +17,7 @@ def refuse_tls_options(options: Mapping[str, str], secure: str, setting: str = "
     """For a URL without TLS; `secure` is the scheme that has it. Raises `Misconfigured`."""
     for name in TLS_OPTIONS:
         if name in options:
-            raise _wrong(setting, f"the URL has {name}=, which is of use with {secure}:// only: write {secure}://")
+            raise Misconfigured.of(setting, f"the URL has {name}=, which is of use with {secure}:// only: write {secure}://")
 
 
 def tls_context(options: Mapping[str, str], setting: str = "bus") -> ssl.SSLContext:
@@ -26,9 +26,10 @@ def tls_context(options: Mapping[str, str], setting: str = "bus") -> ssl.SSLCont
     The server's certificate and its host name are checked, unless `verify=0`. Raises `Misconfigured`.
     """
     if (verify := options.get("verify", "1")) not in ("0", "1"):
-        raise _wrong(setting, f"verify={verify!r} of the URL is neither 1 (check the certificate, as always) nor 0")
+        found = f"verify={verify!r} of the URL is neither 1 (check the certificate, as always) nor 0"
+        raise Misconfigured.of(setting, found)
     if "key" in options and "cert" not in options:
-        raise _wrong(setting, "the URL has key= without cert=: give both")
+        raise Misconfigured.of(setting, "the URL has key= without cert=: give both")
     names: tuple[str, ...] = ("ca",)
     try:
         context = ssl.create_default_context(cafile=options.get("ca"))
@@ -37,7 +38,7 @@ def tls_context(options: Mapping[str, str], setting: str = "bus") -> ssl.SSLCont
             context.load_cert_chain(options["cert"], options.get("key"), password=lambda: _encrypted(setting))
     except OSError as error:
         files = " and ".join(f"{name}={options[name]}" for name in names if name in options)
-        raise _wrong(setting, f"{files} of the URL cannot be used: {error.strerror or error}") from None
+        raise Misconfigured.of(setting, f"{files} of the URL cannot be used: {error.strerror or error}") from None
     if verify == "0":
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -45,8 +46,4 @@ def tls_context(options: Mapping[str, str], setting: str = "bus") -> ssl.SSLCont
 
 
 def _encrypted(setting: str) -> str:
-    raise _wrong(setting, "the file of key= of the URL is encrypted: give one without a passphrase")
-
-
-def _wrong(setting: str, what: str) -> Misconfigured:
-    return Misconfigured(f"--{setting} (CRAWLBUS_{setting.upper()}): {what}")
+    raise Misconfigured.of(setting, "the file of key= of the URL is encrypted: give one without a passphrase")

@@ -13,16 +13,14 @@ from aiokafka.protocol.admin import ApiVersionRequest, CreateTopicsRequest, Dele
 from adapters.kafka.cluster import Cluster, raise_for
 from adapters.kafka.errors import NoRights, translated
 from adapters.kafka.patience import look_only, started
-from adapters.kafka.topics import find
+from adapters.kafka.topics import REPLICAS, UNKNOWN, find
 from bus.errors import BusError
 from bus.findings import CONFIGURATION, FAULT, NOTE, OK, Finding, clock, fault
 from bus.message import new_id
 
 __all__ = ["examine", "version"]
 
-REPLICAS = 3
 ANSWER_S = 5.0
-UNKNOWN = 3
 TESTED = "4.1"
 # A broker tells which requests it knows, not its version: one that knows this request in this form is so new at least.
 SIGNS = (("4.1", 74, 1), ("4.0", 2, 10), ("3.0", 2, 7), ("2.3", 11, 5))

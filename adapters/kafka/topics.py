@@ -19,7 +19,7 @@ from adapters.kafka.errors import said
 from bus.errors import BusError, ConnectionLost, Misconfigured
 from bus.topic import Kind, Topic
 
-__all__ = ["MESSAGE_BYTES", "declare", "find", "not_told", "partition_of"]
+__all__ = ["MESSAGE_BYTES", "REPLICAS", "UNKNOWN", "declare", "find", "not_told", "partition_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ SEGMENT_BYTES = 16 * 1024 * 1024  # of a QUEUE: the last segment of a partition 
 FOR_EVER_MS = 2**63 - 1
 TOPIC = 2  # the number of topics among the kinds of resources
 OF_TOPIC = 1  # where a value of the configuration comes from, besides the broker and the defaults
-EXISTS, NO_REPLICAS = 36, 38
+UNKNOWN, EXISTS, NO_REPLICAS = 3, 36, 38
 
 _named = set[str]()  # in a warning of this process
 
@@ -47,7 +47,7 @@ async def declare(cluster: Cluster, topics: Iterable[Topic]) -> None:
     wanted = {topic.name: topic for topic in topics}
     answer = await cluster.metadata(wanted)
     _warn_of_few_replicas(answer)
-    missing = [wanted[found["topic"]] for found in answer["topics"] if found["error_code"] == 3]
+    missing = [wanted[found["topic"]] for found in answer["topics"] if found["error_code"] == UNKNOWN]
     if missing:
         await _create(cluster, missing, live=len(answer["brokers"]))
     for there in await _look(cluster, wanted):
@@ -65,7 +65,7 @@ async def declare(cluster: Cluster, topics: Iterable[Topic]) -> None:
 async def find(cluster: Cluster, name: str) -> Topic:
     """Raises `BusError` where it is not there."""
     (found,) = (await cluster.metadata([name]))["topics"]
-    if found["error_code"] == 3:
+    if found["error_code"] == UNKNOWN:
         raise BusError(f"topic {name!r} was not declared, or was deleted")
     (topic,) = await _look(cluster, [name])
     return topic

@@ -73,19 +73,15 @@ def parse(url: str, setting: Setting) -> Address:
     )
 
 
-def _wrong(setting: Setting, what: str) -> Misconfigured:
-    return Misconfigured(f"--{setting} (CRAWLBUS_{setting.upper()}): {what}")
-
-
 def _options(kind: str, url: str, setting: Setting) -> dict[str, str]:
     options = query(url)
     if kind == "redis":
         refuse_tls_options(options, "rediss", setting)
     for name, value in options.items():
         if name not in OPTIONS:
-            raise _wrong(setting, f"a Redis URL has no option {name!r}: it takes {', '.join(OPTIONS)}")
+            raise Misconfigured.of(setting, f"a Redis URL has no option {name!r}: it takes {', '.join(OPTIONS)}")
         if name == "volatile" and value not in ("0", "1"):
-            raise _wrong(setting, f"{name}={value!r} of the URL is neither 0 nor 1")
+            raise Misconfigured.of(setting, f"{name}={value!r} of the URL is neither 0 nor 1")
     return options
 
 
@@ -93,7 +89,7 @@ def _hosts(kind: str, text: str, setting: Setting) -> tuple[Host, ...]:
     port = SENTINEL_PORT if kind == "redis+sentinel" else PORT
     hosts = tuple(_host(one, port, setting) for one in text.split(",") if one)
     if len(hosts) > 1 and kind in ("redis", "rediss"):
-        raise _wrong(setting, f"{kind}:// takes one host: several are for redis+sentinel:// and redis+cluster://")
+        raise Misconfigured.of(setting, f"{kind}:// takes one host: several are for redis+sentinel:// and redis+cluster://")
     return hosts or (Host("127.0.0.1", port),)
 
 
@@ -103,7 +99,7 @@ def _host(text: str, port: int, setting: Setting) -> Host:
         name, _, rest = text[1:].partition("]")
         number = rest.removeprefix(":")
     if not name or (number and not (number.isdigit() and 0 < int(number) < 65536)):
-        raise _wrong(setting, f"{text!r} is not HOST or HOST:PORT")
+        raise Misconfigured.of(setting, f"{text!r} is not HOST or HOST:PORT")
     return Host(name, int(number or port))
 
 
@@ -112,11 +108,11 @@ def _service_and_db(kind: str, path: str, setting: Setting) -> tuple[str, int]:
     if kind == "redis+sentinel":
         service, _, db = path.partition("/")
         if not service:
-            raise _wrong(setting, "name the master: redis+sentinel://HOST,HOST/NAME/DB")
+            raise Misconfigured.of(setting, "name the master: redis+sentinel://HOST,HOST/NAME/DB")
     if db and not db.isdigit():
-        raise _wrong(setting, f"{db!r} is no number of a Redis database: write {kind}://HOST/0")
+        raise Misconfigured.of(setting, f"{db!r} is no number of a Redis database: write {kind}://HOST/0")
     if kind == "redis+cluster" and db not in ("", "0"):
-        raise _wrong(setting, "a Redis Cluster has the database 0 only")
+        raise Misconfigured.of(setting, "a Redis Cluster has the database 0 only")
     return service, int(db or 0)
 
 

@@ -17,10 +17,6 @@ LATE = """
     class Shop(scrapy.Spider):
         name = "shop"
 
-        def __init__(self, url):
-            super().__init__()
-            self.url = url
-
         async def start(self):
             yield Request(self.url + "/a")
             while not os.path.exists("go"):
