@@ -9,15 +9,20 @@ from pathlib import Path
 
 from bus.errors import BusError, ConnectionLost
 
-__all__ = ["AWAY", "PARENT_FD", "exit_code", "is_gone", "this_process"]
+__all__ = ["AWAY", "PARENT_FD", "exit_code", "is_child", "is_gone", "this_process"]
 
 PARENT_FD = "CRAWLBUS_PARENT_FD"  # names a pipe that closes when the command that started us dies
 AWAY = 75  # a child's exit code where the bus or the state does not answer: EX_TEMPFAIL of sysexits.h
 
 
+def is_child() -> bool:
+    """Was this process started by a command that watches over it?"""
+    return PARENT_FD in os.environ
+
+
 def exit_code(error: BusError) -> int:
     """What to end with: the error's code, or a child's word for a bus or a state that is away."""
-    return AWAY if isinstance(error, ConnectionLost) and PARENT_FD in os.environ else error.exit_code
+    return AWAY if isinstance(error, ConnectionLost) and is_child() else error.exit_code
 
 
 def this_process() -> str:

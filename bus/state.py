@@ -173,8 +173,8 @@ class State(Protocol):
 
     # jobs
 
-    async def join(self, name: str, *, spider: str) -> JobStatus:
-        """Create the job if it is unknown (running, run 1); a stopped one resumes, unless another call stops it.
+    async def join(self, name: str, *, spider: str, resume: bool = True) -> JobStatus:
+        """Create the job if it is unknown (running, run 1); a stopped one resumes if `resume`.
 
         A paused job stays paused, a finished one finished, and a job keeps the spider it was created with:
         `Misconfigured`, and no change, for another one. A job of the spider '' becomes the joining one's, and '' may

@@ -56,9 +56,10 @@ def consume(
       crawlbus consume --sink jsonl:///items.jsonl --job shop --until-drained
       crawlbus consume --sink sqlite:///items.db --limit 100 --json
     """
+    from bus.process import is_child
     from bus.url import hide_secrets
     from consumers.daemon import ConsumeOptions, Ended
-    from consumers.run import consume_process, parent_watched
+    from consumers.run import consume_process
 
     settings = call.settings()
     options = ConsumeOptions(
@@ -73,7 +74,7 @@ def consume(
         accept_gap=accept_gap,
     )
     result = asyncio.run(consume_process(settings, options))
-    if not parent_watched():
+    if not is_child():
         aside = f", {result.quarantined:,} entries in quarantine" if result.quarantined else ""
         call.answer(
             {"stored": result.stored, "quarantined": result.quarantined, "ended": result.ended.value},

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from bus.errors import Misconfigured
-from bus.process import PARENT_FD
+from bus.process import PARENT_FD, is_child
 from bus.registry import connect_state, connect_transport
 from bus.settings import Settings, state_url
 from bus.transport import Transport
@@ -18,7 +18,7 @@ from bus.url import bus_options, scheme
 from consumers.daemon import ConsumeOptions, ConsumeResult, consume
 from consumers.sink import sink_of
 
-__all__ = ["connected", "consume_process", "consume_urls", "parent_watched"]
+__all__ = ["connected", "consume_process", "consume_urls"]
 
 
 @asynccontextmanager
@@ -65,11 +65,6 @@ async def consume_process(settings: Settings, options: ConsumeOptions) -> Consum
     return await consume_urls(settings.bus, state, settings.sink, options, stop)
 
 
-def parent_watched() -> bool:
-    """Whether another command has started us: then the last word is its."""
-    return PARENT_FD in os.environ
-
-
 def _state_or_none(settings: Settings) -> str | None:
     """A consumer that runs for ever needs no state: it only tells it how much is stored."""
     try:
@@ -89,7 +84,7 @@ def _end_on_signals(stop: asyncio.Event) -> None:
 
 
 def _end_with_parent(stop: asyncio.Event) -> None:
-    if not parent_watched():
+    if not is_child():
         return
     loop, pipe = asyncio.get_running_loop(), int(os.environ[PARENT_FD])
 

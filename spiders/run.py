@@ -15,7 +15,7 @@ from scrapy.settings import Settings as ScrapySettings
 from twisted.python.failure import Failure
 
 from bus.errors import BusError
-from bus.process import PARENT_FD
+from bus.process import PARENT_FD, is_child
 from bus.state import JobStatus
 from spiders.addon import addon_of
 from spiders.children import OPENED, READY, READY_FD
@@ -96,7 +96,7 @@ def _exit_code(crawler: Crawler, errors: list[BaseException]) -> int:
     if worker.failed is not None:
         return worker.failed.exit_code if isinstance(worker.failed, BusError) else 1
     # a child is not started again for it, which would make the job anew: its fleet sees for itself
-    return 1 if worker.leaving == FORGOTTEN and PARENT_FD not in os.environ else 0
+    return 1 if worker.leaving == FORGOTTEN and not is_child() else 0
 
 
 def _keep(errors: list[BaseException]) -> Callable[[Failure], None]:

@@ -14,6 +14,7 @@ from scrapy import Request, signals
 from bus.errors import BusError, CodecError, Misconfigured
 from bus.lanes import LaneReader
 from bus.message import new_id
+from bus.process import is_child
 from bus.registry import connect_state, connect_transport
 from bus.settings import Settings, job_name, state_url
 from bus.state import Job, JobState, JobStatus, State, WorkerReport
@@ -145,9 +146,9 @@ class Worker:
             self.end()
 
     async def _join(self, name: str) -> JobStatus:
-        """Until it has a lease: a restart may come in between."""
+        """Until it has a lease: a restart may come in between. A child does not undo a stop: its command has begun."""
         while True:
-            status = await self.state.join(name, spider=self.spider.name)
+            status = await self.state.join(name, spider=self.spider.name, resume=not is_child())
             self.job = status.job
             if await self.state.acquire(self.job, f"worker:{self.id}", self.id):
                 return status
@@ -158,6 +159,9 @@ class Worker:
         from spiders.start import StartMiddleware
 
         self._armed = True
+        if self.leaving is not None:  # the job was stopped before the engine could be told
+            self._close(self.leaving)
+            return
         filters = addon_of(self.crawler).filters
         self.follows_links = filters and Follower.usable(self.crawler, self.pages, {LinksMiddleware, StartMiddleware})
         self._spawn(self.presence.run())
@@ -233,12 +237,13 @@ class Worker:
 
     def leave(self, reason: str) -> None:
         """End this worker in good order."""
-        if self.leaving is not None:
-            return
-        self.leaving = reason
-        engine = self.crawler.engine
-        if engine.spider is not None:
-            self._closing = asyncio.get_running_loop().create_task(engine.close_spider_async(reason=reason))
+        if self.leaving is None:
+            self.leaving = reason
+            if self._armed:
+                self._close(reason)
+
+    def _close(self, reason: str) -> None:
+        self._closing = self._loop.create_task(self.crawler.engine.close_spider_async(reason=reason))
 
     def end(self) -> None:
         """The job is finished: the engine will find itself idle and close."""

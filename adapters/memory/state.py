@@ -230,7 +230,7 @@ class MemoryState:
 
     # jobs
 
-    async def join(self, name: str, *, spider: str) -> JobStatus:
+    async def join(self, name: str, *, spider: str, resume: bool = True) -> JobStatus:
         now = self._clock.time()
         with self._open() as store:
             run = store.runs.get(name)
@@ -240,7 +240,7 @@ class MemoryState:
                 run.listed, run.spider, run.created_at = True, spider, now
             else:
                 check_spider(name, run.spider, spider)
-                if run.state is JobState.STOPPED:
+                if resume and run.state is JobState.STOPPED:
                     run.state = JobState.RUNNING
             return run.status(now)
 

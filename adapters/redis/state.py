@@ -121,9 +121,9 @@ class RedisState:
 
     # jobs
 
-    async def join(self, name: str, *, spider: str) -> JobStatus:
+    async def join(self, name: str, *, spider: str, resume: bool = True) -> JobStatus:
         await self._names(name)
-        reply = await self._jobs("join", name, 0, (spider, self._load))
+        reply = await self._jobs("join", name, 0, (spider, self._load, int(resume)))
         if isinstance(reply, bytes):
             check_spider(name, reply.decode(), spider)
         await self._sweep(name)

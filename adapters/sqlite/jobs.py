@@ -111,7 +111,7 @@ def _get(db: sqlite3.Connection, name: str, now: float) -> JobStatus:
     return found
 
 
-def join(db: sqlite3.Connection, name: str, spider: str, now: float) -> JobStatus:
+def join(db: sqlite3.Connection, name: str, spider: str, now: float, *, resume: bool) -> JobStatus:
     drop_dead(db)  # who starts again after a kill does not meet himself
     added = db.execute(
         """INSERT INTO state_jobs (name, run, spider, created_at) SELECT :name, 1, :spider, :now
@@ -123,8 +123,9 @@ def join(db: sqlite3.Connection, name: str, spider: str, now: float) -> JobStatu
             WHERE name = ? AND NOT over AND (NOT listed OR spider = '')"""
         db.execute(listing, (spider, now, name))
         check_spider(name, _get(db, name, now).spider, spider)
-        resume = "UPDATE state_jobs SET state = ? WHERE name = ? AND NOT over AND state = ?"
-        db.execute(resume, (JobState.RUNNING.value, name, JobState.STOPPED.value))
+        if resume:
+            running = "UPDATE state_jobs SET state = ? WHERE name = ? AND NOT over AND state = ?"
+            db.execute(running, (JobState.RUNNING.value, name, JobState.STOPPED.value))
     return _get(db, name, now)
 
 

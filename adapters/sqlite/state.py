@@ -100,8 +100,8 @@ class SqliteState:
 
     # jobs
 
-    async def join(self, name: str, *, spider: str) -> JobStatus:
-        return await self._write(partial(jobs.join, name=name, spider=spider, now=self._clock.time()))
+    async def join(self, name: str, *, spider: str, resume: bool = True) -> JobStatus:
+        return await self._write(partial(jobs.join, name=name, spider=spider, now=self._clock.time(), resume=resume))
 
     async def restart(self, name: str) -> JobStatus:
         return await self._write(partial(jobs.restart, name=name, now=self._clock.time()))

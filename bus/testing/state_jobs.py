@@ -29,6 +29,7 @@ class JobChecks(Store):
     async def test_join_resumes_a_stopped_job_only(self, s: Scene) -> None:
         for state, then in ((STOPPED, RUNNING), (PAUSED, PAUSED), (RUNNING, RUNNING)):
             await s.one.set_state("shop", state)
+            assert (await s.two.join("shop", spider="spider", resume=False)).state is state
             assert (await s.two.join("shop", spider="spider")).state is then
         await s.one.set_state("shop", RUNNING)
         await s.finish_job()

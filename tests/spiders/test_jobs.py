@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from bus.process import PARENT_FD
 from bus.state import JobStatus
 from tests.spiders.scene import Ran, Site, crawlbus, environment, left, links, project, stored, wait_until
 
@@ -193,6 +195,30 @@ def test_close_spider_stops_two_workers(tmp_path: Path) -> None:
         assert status(tmp_path).state.value == "stopped"
         assert "finished" in crawl(tmp_path, url).out
     assert site.hits == {name: hits for name, hits in ALL.items() if name != "/d"}
+
+
+def test_a_worker_that_starts_late_does_not_undo_a_stop(tmp_path: Path) -> None:
+    site, gate = gated_site()
+    project(tmp_path, SPIDER)
+    with site.open() as url:
+        with crawling(tmp_path, url) as first:
+            wait_until(lambda: site.hits["/gate"])
+            tell(tmp_path, "stop")
+            gate.open()
+            ends(first)
+        words = ["-m", "bus.cli", "crawl", "shop", "-a", f"url={url}/", *BUS, "--as-worker"]
+        read_end, write_end = os.pipe()
+        try:
+            late = subprocess.run(
+                [sys.executable, "-P", *words], cwd=tmp_path, env=environment({PARENT_FD: str(read_end)}),
+                pass_fds=[read_end], capture_output=True, text=True, timeout=40, check=False,
+            )  # fmt: skip
+        finally:
+            os.close(read_end), os.close(write_end)
+        assert late.returncode == 0 and "Traceback" not in late.stderr, late.stderr
+        assert status(tmp_path).state.value == "stopped" and "/b" not in site.hits
+        assert "finished" in crawl(tmp_path, url).out
+    assert site.hits == ALL
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

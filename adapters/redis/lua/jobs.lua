@@ -80,9 +80,9 @@ local calls = {}
 
 calls.status = status
 
--- spider, load
+-- spider, load, resume
 function calls.join()
-  local spider, load = ARGV[4], ARGV[5]
+  local spider, load, resume = ARGV[4], ARGV[5], ARGV[6]
   local f = redis.call('HMGET', job, 'run', 'listed', 'spider', 'server', 'state')
   if not f[1] then
     create(1, spider, 1, load)
@@ -93,7 +93,7 @@ function calls.join()
   elseif spider ~= '' and spider ~= f[3] then
     return f[3]
   end
-  if look_for_loss(f[4], f[5]) == 'stopped' then
+  if look_for_loss(f[4], f[5]) == 'stopped' and resume == '1' then
     redis.call('HSET', job, 'state', 'running')
   end
   return status()
