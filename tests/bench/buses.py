@@ -17,11 +17,11 @@ from aiokafka.admin import AIOKafkaAdminClient
 from bus.bands import bands
 from bus.topic import LANES, dead_log, item_log, request_queue
 from bus.url import bus_options, scheme
-from tests.servers import KINDS, shared_url
+from tests.servers import KINDS, kinds, shared_url
 
 __all__ = ["BUSES", "STATE", "Place", "place"]
 
-BUSES = ("memory", "sqlite", *KINDS)
+BUSES = ("memory", "sqlite", *(kind for kind in KINDS if kind not in kinds("postgres")))
 STATE = "redis-7"  # of the buses that have none
 
 

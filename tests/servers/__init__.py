@@ -15,11 +15,23 @@ from tests.servers.container import ContainerServer
 from tests.servers.engine import answering, leave, own
 from tests.servers.images import image_at_hand, image_for
 from tests.servers.kafka import Kafka
+from tests.servers.postgres import Postgres, new_database
 from tests.servers.process import ProcessServer
 from tests.servers.rabbitmq import RabbitMQ
 from tests.servers.redis import Redis
 
-__all__ = ["KINDS", "Server", "Unavailable", "free_port", "kinds", "prepare", "server", "shared_url", "variable"]
+__all__ = [
+    "KINDS",
+    "Server",
+    "Unavailable",
+    "free_port",
+    "kinds",
+    "new_database",
+    "prepare",
+    "server",
+    "shared_url",
+    "variable",
+]
 
 _KINDS: dict[str, Kind] = {
     kind.name: kind
@@ -29,6 +41,8 @@ _KINDS: dict[str, Kind] = {
         Kafka("4.1"),
         Redis("7", "bookworm"),
         Redis("8", "trixie"),
+        Postgres("15", "bookworm"),
+        Postgres("17", "trixie"),
     )
 }
 KINDS = tuple(_KINDS)
@@ -57,7 +71,7 @@ def server(kind: str, **options: str) -> Iterator[Server]:
 def shared_url(kind: str) -> str:
     """Of a server that all tests of this process share, started at first use. Raises `Unavailable`.
 
-    Tests keep out of each other's way by prefixes, vhosts or database numbers.
+    Tests keep out of each other's way by prefixes, vhosts, database numbers or a `new_database`.
     """
     with _lock:
         future = _shared.get(kind)

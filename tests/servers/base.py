@@ -38,6 +38,8 @@ class Kind(ABC):
     suite: str  # of Debian, that has the package in this version
     package: str
     image_changes: list[str] = []  # of an image from that package
+    stop_signal = "SIGTERM"  # ends it in order
+    close_signal = "SIGKILL"  # ends it at once, with what it holds outside of its directory
 
     @abstractmethod
     def url(self, port: int) -> str: ...

@@ -29,8 +29,8 @@ class ContainerServer(Server):
         )
         # `with_bind_ports` knows only of a port that the whole network can reach.
         self._container.ports[f"{kind.port}/tcp"] = ("127.0.0.1", self.port)  # type: ignore[assignment]
-        if engine.network:
-            self._container.with_kwargs(network=engine.network)
+        network = {"network": engine.network} if engine.network else {}
+        self._container.with_kwargs(stop_signal=kind.stop_signal, **network)
         self._started = False
 
     def _start(self) -> None:

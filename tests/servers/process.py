@@ -11,14 +11,16 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from tests.servers.base import Kind, Server, new_directory, reaper
+from tests.servers.reaper import is_alive, signal_group
 
 __all__ = ["ProcessServer"]
 
 STOP_TIMEOUT_S = 30.0
+CLOSE_TIMEOUT_S = 10.0
 
 
 class ProcessServer(Server):
-    """All its processes are one group. Raises `Unavailable`."""
+    """All its processes are one group, or children of the first one. Raises `Unavailable`."""
 
     def __init__(self, kind: Kind, options: Mapping[str, str]) -> None:
         kind.local_command("")
@@ -49,22 +51,25 @@ class ProcessServer(Server):
     def _log(self) -> str:
         return (self.directory / "log").read_text(errors="replace")
 
-    def _signal(self, number: signal.Signals) -> None:
+    def _signal(self, number: signal.Signals) -> list[int]:
         assert self._process is not None
         with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
+            return signal_group(self._process.pid, number)
+        return []
 
     def stop(self) -> None:
         assert self._process is not None
-        self._process.terminate()
+        self._process.send_signal(signal.Signals[self.kind.stop_signal])
         self._process.wait(STOP_TIMEOUT_S)
         self.kill()
 
     def kill(self) -> None:
         if self._process is not None:
-            self._signal(signal.SIGKILL)
+            left = self._signal(signal.SIGKILL)
             self._process.wait()
             self._wait_for_group()
+            while any(map(is_alive, left)):
+                time.sleep(0.002)
             reaper().remove("group", self._process.pid)
             self._process = None
 
@@ -83,6 +88,12 @@ class ProcessServer(Server):
         self._signal(signal.SIGCONT)
 
     def close(self) -> None:
+        if self._is_running():
+            assert self._process is not None
+            self.thaw()
+            self._process.send_signal(signal.Signals[self.kind.close_signal])
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(CLOSE_TIMEOUT_S)
         self.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
         reaper().remove("directory", self.directory)

@@ -17,7 +17,7 @@ import time
 from contextlib import closing, suppress
 from pathlib import Path
 
-__all__ = ["Reaper"]
+__all__ = ["Reaper", "is_alive", "signal_group"]
 
 
 class Reaper:
@@ -61,8 +61,44 @@ def main() -> None:
             ENDS[kind](name)
 
 
+def signal_group(group: int, number: signal.Signals) -> list[int]:
+    """To the processes of that group, and to children that have left it, as PostgreSQL's do. Returns those."""
+    os.killpg(group, signal.SIGSTOP)  # it makes no more of them
+    left = _children(group)
+    for pid in left:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+    os.killpg(group, number)
+    return left
+
+
+def is_alive(pid: int) -> bool:
+    """A zombie is not: it holds nothing any more."""
+    try:
+        return _stat(pid)[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def _children(parent: int) -> list[int]:
+    """Those in another process group."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(OSError):
+                _, its_parent, group = _stat(int(entry.name))[:3]
+                if int(its_parent) == parent != int(group):
+                    found.append(int(entry.name))
+    return found
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent, group, and so on."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
 def _end_group(name: str) -> None:
-    os.killpg(int(name), signal.SIGKILL)
+    signal_group(int(name), signal.SIGKILL)
 
 
 def _end_directory(name: str) -> None:

@@ -6,15 +6,17 @@ import asyncio
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 
 import aio_pika
+import psycopg
 import pytest
 import redis.asyncio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
-from tests.servers import KINDS, server
+from tests.servers import KINDS, kinds, new_database, server, shared_url
 
 
 async def redis_puts(url: str) -> None:
@@ -52,11 +54,25 @@ async def kafka_has(url: str) -> bytes:
         return bytes((await consumer.getone()).value)
 
 
+async def postgres_puts(url: str) -> None:
+    async with await psycopg.AsyncConnection.connect(url) as connection:
+        await connection.execute("CREATE TABLE key AS SELECT 'kept' AS value")
+
+
+async def postgres_has(url: str) -> bytes:
+    async with await psycopg.AsyncConnection.connect(url) as connection:
+        row = await (await connection.execute("SELECT value FROM key")).fetchone()
+        assert row is not None
+        return str(row[0]).encode()
+
+
 CLIENTS = {
     "redis": (redis_puts, redis_has),
     "rabbitmq": (rabbitmq_puts, rabbitmq_has),
     "kafka": (kafka_puts, kafka_has),
+    "postgres": (postgres_puts, postgres_has),
 }
+SCHEMES = {"redis": "redis", "amqp": "rabbitmq", "kafka": "kafka", "postgresql": "postgres"}
 
 
 def listens(port: int) -> bool:
@@ -109,7 +125,7 @@ with server({kind!r}) as one:
 
 @pytest.mark.parametrize("server_url", KINDS, indirect=True)
 def test_is_shared(server_url: str) -> None:
-    puts, has = CLIENTS[{"redis": "redis", "amqp": "rabbitmq", "kafka": "kafka"}[server_url.partition(":")[0]]]
+    puts, has = CLIENTS[SCHEMES[server_url.partition(":")[0]]]
     asyncio.run(puts(server_url))
     assert asyncio.run(has(server_url)) == b"kept"
 
@@ -129,3 +145,27 @@ def test_the_environment_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CRAWLBUS_TEST_RABBITMQ_43_URL", "amqp://newer")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["amqp://newer", "amqp://any"]
+
+
+@pytest.mark.parametrize("kind", kinds("postgres"))
+def test_a_database_of_ones_own_is_gone_afterwards(kind: str) -> None:
+    url = shared_url(kind)
+    with new_database(url) as one, new_database(url) as other:
+        assert asyncio.run(postgres_puts(one)) == asyncio.run(postgres_puts(other))
+    with pytest.raises(psycopg.OperationalError, match="does not exist"):
+        psycopg.connect(one)
+
+
+def test_postgres_dies_with_what_it_is_busy_with() -> None:
+    def busy() -> None:
+        with pytest.raises(psycopg.OperationalError), psycopg.connect(one.url) as connection:
+            connection.execute("DO 'BEGIN LOOP END LOOP; END'")
+
+    with server("postgres-15") as one, psycopg.connect(one.url, autocommit=True) as other:
+        query = threading.Thread(target=busy)
+        query.start()
+        until(lambda: other.execute("SELECT FROM pg_stat_activity WHERE query LIKE 'DO %'").rowcount == 1)
+        one.kill()
+        query.join(20)
+        assert not query.is_alive()
+        one.start()
