@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.servers.base import CACHE, Kind, Unavailable, alone, free_port
+from tests.servers.base import Kind, Unavailable, free_port
+from tests.servers.maven import jars
 
-__all__ = ["Kafka", "jars"]
+__all__ = ["Kafka"]
 
 POM = Path(__file__).with_name("kafka.xml")
 # Quick to start and small: one test after another, not throughput for days.
@@ -74,26 +74,4 @@ def _java() -> list[str]:
     program = shutil.which("java")
     if program is None:
         raise Unavailable("java is not installed")
-    return [program, *JAVA, "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", f"{jars()}/*"]
-
-
-def jars() -> Path:
-    """The directory with Kafka and what it needs, filled by Maven at first use. Raises `Unavailable`."""
-    directory = CACHE / "kafka-4.1.0"
-    if directory.exists():
-        return directory
-    if shutil.which("mvn") is None:
-        raise Unavailable("Kafka's jars are not there, and mvn, which fetches them, is not installed")
-    with alone("kafka"):
-        if not directory.exists():
-            part = directory.with_suffix(".part")
-            shutil.rmtree(part, ignore_errors=True)
-            done = subprocess.run(
-                ["mvn", "-q", "-B", "-f", POM, "dependency:copy-dependencies", f"-DoutputDirectory={part}"],
-                capture_output=True,
-                text=True,
-            )
-            if done.returncode:
-                raise Unavailable(f"mvn could not fetch Kafka: {(done.stdout + done.stderr).strip()[-500:]}")
-            os.replace(part, directory)
-    return directory
+    return [program, *JAVA, "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", f"{jars('kafka-4.1.0', POM)}/*"]

@@ -106,7 +106,7 @@ def test_keeps_its_port_and_its_data(kind: str) -> None:
     until(lambda: not listens(one.port))
 
 
-@pytest.mark.parametrize("kind", ["redis-7", "redis-8"])
+@pytest.mark.parametrize("kind", ["redis-7", "redis-8", "postgres-15"])
 def test_ends_with_the_tests_however_they_end(kind: str) -> None:
     program = f"""
 import time
