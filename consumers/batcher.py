@@ -6,24 +6,20 @@ from collections.abc import Iterator, Sequence
 
 from bus.items import ItemRecord
 from bus.message import Delivery, Position
-from consumers.sink import Batch, Entry, Gap, Progress, Reject
+from consumers.sink import Batch, Entry, Gap, Limits, Progress, Reject
 
-__all__ = ["BATCH_BYTES", "BATCH_ITEMS", "BATCH_SECONDS", "Batcher"]
-
-BATCH_ITEMS = 1000
-BATCH_BYTES = 4 * 1024 * 1024
-BATCH_SECONDS = 1.0
+__all__ = ["Batcher"]
 
 
 class Batcher:
     """Collects what is read into the next batch, which may begin and end inside a message.
 
     Age counts from the first thing that entered, in seconds of the caller's monotonic clock. A batch holds at most
-    `max_items` items, and more than `max_bytes` only by its last one. After `limit` items it takes no more.
+    `limits.items`, and more than `limits.size_bytes` only by its last one. After `limit` items it takes no more.
     """
 
-    def __init__(self, *, max_items: int, max_bytes: int, max_age_s: float, limit: int | None = None) -> None:
-        self._max_items, self._max_bytes, self._max_age_s = max_items, max_bytes, max_age_s
+    def __init__(self, limits: Limits, limit: int | None = None) -> None:
+        self._limits = limits
         self._left = limit
         self._begin()
 
@@ -37,7 +33,7 @@ class Batcher:
 
     def due_in(self, now: float) -> float | None:
         """Seconds until the batch is old enough to be written; None while it is empty."""
-        return None if self._since is None else self._since + self._max_age_s - now
+        return None if self._since is None else self._since + self._limits.seconds - now
 
     def add(self, delivery: Delivery, records: Sequence[ItemRecord], now: float, *, skip: int = 0) -> Iterator[Batch]:
         """Take one message, without its first `skip` items; yields each batch that it fills."""
@@ -87,7 +83,8 @@ class Batcher:
 
     @property
     def _full(self) -> bool:
-        return len(self._batch.entries) + len(self._batch.rejects) >= self._max_items or self._bytes >= self._max_bytes
+        count = len(self._batch.entries) + len(self._batch.rejects)
+        return count >= self._limits.items or self._bytes >= self._limits.size_bytes
 
     def _touch(self, now: float) -> None:
         if self._since is None:

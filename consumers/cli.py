@@ -58,15 +58,15 @@ def consume(
     """
     from bus.process import is_child
     from bus.url import hide_secrets
-    from consumers.daemon import ConsumeOptions, Ended
+    from consumers.options import ConsumeOptions, Ended
     from consumers.run import consume_process
 
     settings = call.settings()
     options = ConsumeOptions(
         name=name,
         job=settings.job,
-        batch_items=settings.batch_size,
-        batch_seconds=settings.batch_seconds,
+        batch_items=None if settings.origin("batch_size") == "default" else settings.batch_size,
+        batch_seconds=None if settings.origin("batch_seconds") == "default" else settings.batch_seconds,
         until_drained=until_drained,
         wait_s=wait,
         limit=limit,

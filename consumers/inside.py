@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 from bus.errors import BusError
-from consumers.daemon import ConsumeOptions, Ended
+from consumers.options import ConsumeOptions, Ended
 from consumers.run import consume_urls
 
 __all__ = ["consume_inside"]

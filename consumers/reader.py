@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from bus.errors import BusError, CodecError
@@ -59,19 +59,24 @@ class LogReader:
         self, batcher: Batcher, job: str | None, on_gap: Callable[[Gap], bool], replaced: frozenset[int]
     ) -> None:
         self._batcher, self._job, self._on_gap, self._replaced = batcher, job, on_gap, replaced
+        self._held: frozenset[int] = frozenset()
         self._next: dict[int, Position] = {}  # the first item to store
         self._read: dict[int, int] = {}  # the offset to read next
         self._known: dict[int, _Known] = {}  # the message to compare
         self._furthest: dict[int, Delivery] = {}
         self._mean_bytes = FETCH_BYTES / 16
 
-    def begin(self, stored: Sequence[Progress], lag: Lag, now: float) -> list[Position]:
-        """Where to subscribe; empty: at the earliest."""
-        for progress in stored:
-            self._begin_partition(progress, lag, now)
+    def begin(self, held: Mapping[int, Progress | None], lag: Lag, now: float) -> list[Position]:
+        """Where to subscribe to the partitions held; empty: at the earliest of all."""
+        self._held = frozenset(held)
+        for progress in held.values():
+            if progress is not None:
+                self._begin_partition(progress, lag, now)
         for partition, first in (lag.first or {}).items():
-            self._read.setdefault(partition, first)
-        return [Position(partition, offset) for partition, offset in sorted(self._read.items())] if stored else []
+            if partition in held:
+                self._read.setdefault(partition, first)
+        fresh = not any(held.values()) and (lag.first is None or held.keys() == lag.first.keys())
+        return [] if fresh else [Position(partition, offset) for partition, offset in sorted(self._read.items())]
 
     def _begin_partition(self, progress: Progress, lag: Lag, now: float) -> None:
         start, partition = progress.next, progress.next.partition
@@ -107,10 +112,9 @@ class LogReader:
         """The batch that was begun."""
         return self._batcher.take()
 
-    def has_read(self, lag: Lag) -> bool:
-        """All that stood in the log when `lag` was taken."""
-        first = lag.first or {}
-        return all(self._read.get(p, first.get(p, 0)) >= end for p, end in (lag.end or {}).items())
+    def has_read(self, partition: int, offset: int) -> bool | None:
+        """All of a partition below `offset`? None: we do not hold it."""
+        return self._read.get(partition, 0) >= offset if partition in self._held else None
 
     def take(self, delivery: Delivery, now: float) -> Iterator[Batch]:
         """One message; yields the batches that it fills. Raises `LogReplaced`."""

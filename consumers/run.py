@@ -15,7 +15,8 @@ from bus.registry import connect_state, connect_transport
 from bus.settings import Settings, state_url
 from bus.transport import Transport
 from bus.url import bus_options, scheme
-from consumers.daemon import ConsumeOptions, ConsumeResult, consume
+from consumers.daemon import consume
+from consumers.options import ConsumeOptions, ConsumeResult
 from consumers.sink import sink_of
 
 __all__ = ["connected", "consume_process", "consume_urls"]

@@ -90,7 +90,7 @@ class LogSubscription(Reader):
         self._size_bytes = 0
 
     async def _resolve(self, to: Seek) -> dict[int, int]:
-        """The offsets that `to` means. A partition that is not named begins at its earliest."""
+        """The offsets that `to` means, of each partition to read."""
         first, end = await self._cluster.bounds(self._name)
         if to == "earliest":
             return first
@@ -100,13 +100,14 @@ class LogSubscription(Reader):
             time_ms = int((to if to.tzinfo else to.replace(tzinfo=UTC)).timestamp() * 1000)
             found = await self._cluster.offsets_at(self._name, max(0, time_ms))
             return {number: offset if offset >= 0 else end[number] for number, offset in found.items()}
+        named: dict[int, int] = {}
         for position in to:
             assert isinstance(position, Position)
             number, offset, _ = position
             if not first.get(number, 0) <= offset <= end.get(number, -1):
                 raise _expired(number, offset, first, end)
-            first[number] = offset
-        return first
+            named[number] = offset
+        return named
 
     def _take(self, max_messages: int) -> Sequence[Delivery]:
         if not self._tasks and self._failure is None:

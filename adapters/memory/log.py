@@ -60,7 +60,6 @@ class Log:
             raise PositionExpired(position, Position(0, self.first), Position(0, self.end))
 
     def offset_of(self, to: Seek | Start) -> int:
-        """A partition that is not named begins at its earliest."""
         if to == "latest":
             return self.end
         if isinstance(to, datetime):

@@ -137,7 +137,7 @@ class LogSubscription(Reader):
         self._run_id = run_id
 
     async def _resolve(self, to: Seek | Start, bounds: _Bounds) -> int:
-        """The offset that `to` means. A partition that is not named begins at its earliest."""
+        """The offset that `to` means."""
         if to == "earliest":
             return bounds.first
         if to == "latest":

@@ -198,7 +198,7 @@ def _expired(offset: int, bounds: _Bounds) -> PositionExpired:
 
 
 def _resolve(connection: sqlite3.Connection, topic: int, to: Seek | Start) -> int:
-    """The offset that `to` means. A partition that is not named begins at its earliest."""
+    """The offset that `to` means."""
     bounds = _bounds(connection, topic)
     if to == "earliest":
         return bounds.first

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
-import stat
-import time
-from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from bus.errors import Misconfigured, StorageFailed
-from bus.message import Position
+from bus.errors import BusError, Misconfigured, StorageFailed, Unsupported
 from bus.url import file_path, query
-from consumers.rows import COLUMNS, Row, clean_text, make_rows, utc_text
-from consumers.sink import Batch, Fenced, Gap, Progress, Reject, SinkUnavailable, Written, refuse_unknown
+from consumers.file_ledger import FileLedger, append
+from consumers.rows import COLUMNS, Row, make_rows
+from consumers.sink import Batch, Changes, Entry, Limits, Progress, Quarantined, Written, refuse_unknown
 from consumers.thread import OwnThread
 
 __all__ = ["JsonlSink"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-LOCK_TIMEOUT_S = 10.0
-FORMAT = 1
 
 
 class JsonlSink:
@@ -40,13 +32,12 @@ class JsonlSink:
     FILE.quarantine holds what could not be stored, the content as base64.
     """
 
+    limits = Limits()
+
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._quarantine = path.with_name(path.name + ".quarantine")
-        self._ledger = path.with_name(path.name + ".progress")
+        self._path, self._ledger = path, FileLedger(path, path)
         self._encode = _compressor(path) if path.suffix == ".zst" else _as_is
         self._thread = OwnThread("jsonl-sink")
-        self._consumer, self._topic, self._epoch = "", "", 0
 
     @classmethod
     def from_url(cls, url: str) -> JsonlSink:
@@ -55,8 +46,11 @@ class JsonlSink:
         return cls(file_path(url))
 
     async def open(self, consumer: str, topic: str) -> None:
-        self._consumer, self._topic = consumer, topic
+        self._ledger.join(consumer, topic)
         await self._run(self._open)
+
+    async def hold(self, partitions: Set[int]) -> Mapping[int, Progress | None]:
+        return await self._run(self._hold, partitions)
 
     async def positions(self) -> Sequence[Progress]:
         return await self._run(self._positions)
@@ -64,8 +58,17 @@ class JsonlSink:
     async def write(self, batch: Batch) -> Written:
         return await self._run(self._write, batch)
 
+    async def compare(self, entries: Sequence[Entry]) -> Changes:
+        raise Unsupported(f"the sink {self._path} is a file, in which no row can be looked up")
+
+    async def quarantined(self) -> Sequence[Quarantined]:
+        return await self._run(self._quarantined)
+
+    async def drop(self, ids: Sequence[str]) -> int:
+        return await self._run(self._drop, ids)
+
     async def aclose(self) -> None:
-        await self._thread.aclose(lambda: None)
+        await self._thread.aclose(self._leave)
 
     async def _run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         try:
@@ -76,72 +79,61 @@ class JsonlSink:
     # what runs in the thread
 
     def _open(self) -> None:
-        with self._locked() as file:
-            if not self._ledger.exists():
+        with self._ledger.locked() as file:
+            if not self._ledger.progress.exists():
                 if os.fstat(file).st_size:
                     raise Misconfigured(
                         f"the sink {self._path} exists and was not written by crawlbus"
-                        f" (there is no {self._ledger.name} beside it): name another file"
+                        f" (there is no {self._ledger.progress.name} beside it): name another file"
                     )
-                self._save({"format": FORMAT, "length": 0, "quarantine": 0, "consumers": {}, "gaps": []})
-            ledger = self._load()
-            self._cut(file, ledger["length"])
-            consumer = ledger["consumers"].setdefault(self._consumer, {"epoch": 0, "topics": {}})
-            consumer["epoch"] = self._epoch = consumer["epoch"] + 1
-            self._save(ledger)
+                self._ledger.create(length=0)
+            self._cut(file, self._ledger.load()["length"])
+
+    def _hold(self, partitions: Set[int]) -> dict[int, Progress | None]:
+        with self._changing() as (_, state):
+            return self._ledger.hold(state, partitions)
 
     def _positions(self) -> list[Progress]:
-        with self._locked():
-            topics = self._mine(self._load())["topics"]
-        return [
-            Progress(Position(int(partition), offset, item), message)
-            for partition, (offset, item, message) in topics.get(self._topic, {}).items()
-        ]
+        with self._ledger.locked():
+            return self._ledger.positions(self._ledger.load())
 
     def _write(self, batch: Batch) -> Written:
         rows, rejects = make_rows(batch.entries)
         rejects += batch.rejects
         lines = b"".join(_line(row) for _, row in rows)
-        with self._locked() as file:
-            ledger = self._load()
-            mine = self._mine(ledger)
-            self._cut(file, ledger["length"])
-            ledger["length"] += _append(file, self._encode(lines)) if lines else 0
-            if rejects:
-                ledger["quarantine"] = self._set_aside(rejects, ledger["quarantine"])
-            ledger["gaps"] += [self._gap(gap) for gap in batch.gaps]
-            mine["topics"].setdefault(self._topic, {}).update(
-                {str(p): [at.next.offset, at.next.index, clean_text(at.message)] for p, at in batch.progress.items()}
-            )
-            self._save(ledger)
+        with self._changing() as (file, state):
+            self._cut(file, state["length"])
+            self._ledger.advance(state, batch, rejects)
+            state["length"] += append(file, self._encode(lines)) if lines else 0
         return Written(len(rows), len(rejects))
 
-    def _set_aside(self, rejects: Iterable[Reject], length: int) -> int:
-        content = b"".join(self._reject_line(reject) for reject in rejects)
-        file = os.open(self._quarantine, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            os.ftruncate(file, min(length, os.fstat(file).st_size))
-            return os.fstat(file).st_size + _append(file, content)
-        finally:
-            os.close(file)
+    def _quarantined(self) -> list[Quarantined]:
+        self._check_there()
+        with self._ledger.locked():
+            return self._ledger.quarantined(self._ledger.load())
 
-    def _reject_line(self, reject: Reject) -> bytes:
-        value = {
-            "consumer": self._consumer, "topic": self._topic, "position": str(reject.position),
-            "message": clean_text(reject.id), "at": utc_text(time.time()), "reason": reject.reason,
-            "headers": dict(reject.headers), "content": b64encode(reject.content).decode(),
-        }  # fmt: skip
-        return json.dumps(value, default=repr).encode() + b"\n"
+    def _drop(self, ids: Sequence[str]) -> int:
+        self._check_there()
+        with self._changing() as (_, state):
+            return self._ledger.drop(state, ids)
 
-    def _gap(self, gap: Gap) -> dict[str, str]:
-        where = {"asked": str(gap.asked), "first": str(gap.first), "end": str(gap.end)}
-        return {"consumer": self._consumer, "topic": self._topic, **where, "at": utc_text(time.time())}
+    def _check_there(self) -> None:
+        if not self._ledger.progress.exists():
+            raise Misconfigured(f"there is no sink {self._path}: give the --sink that the consumer stores to")
 
-    def _mine(self, ledger: dict[str, Any]) -> dict[str, Any]:
-        mine: dict[str, Any] | None = ledger["consumers"].get(self._consumer)
-        if mine is None or mine["epoch"] != self._epoch:
-            raise Fenced(f"another consumer named {self._consumer!r} has taken over the sink {self._path}")
-        return mine
+    def _leave(self) -> None:
+        with suppress(OSError, BusError):
+            if self._ledger.joined and self._ledger.progress.exists():
+                with self._changing() as (_, state):
+                    self._ledger.leave(state)
+
+    @contextmanager
+    def _changing(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The file and the ledger, which is saved at the end."""
+        with self._ledger.locked() as file:
+            state = self._ledger.load()
+            yield file, state
+            self._ledger.save(state)
 
     def _cut(self, file: int, length: int) -> None:
         """Take off what was not committed."""
@@ -149,77 +141,15 @@ class JsonlSink:
         if size < length:
             raise StorageFailed(
                 f"the sink {self._path} holds {size:,} bytes of the {length:,} that were stored: put it back,"
-                f" or delete {self._ledger.name} to store all items again"
+                f" or delete {self._ledger.progress.name} to store all items again"
             )
         if size > length:
             os.ftruncate(file, length)
-
-    def _load(self) -> dict[str, Any]:
-        try:
-            ledger: dict[str, Any] = json.loads(self._ledger.read_bytes())
-            if ledger["format"] != FORMAT:
-                raise ValueError(f"its format is {ledger['format']!r}")
-        except (ValueError, TypeError, KeyError) as error:
-            raise StorageFailed(f"{self._ledger} cannot be read as the progress of a sink: {error}") from None
-        return ledger
-
-    def _save(self, ledger: dict[str, Any]) -> None:
-        temporary = self._ledger.with_name(self._ledger.name + ".new")
-        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        try:
-            _append(file, json.dumps(ledger, indent=1).encode())
-        finally:
-            os.close(file)
-        os.replace(temporary, self._ledger)
-        _sync_directory(self._ledger.parent)
-
-    @contextmanager
-    def _locked(self) -> Iterator[int]:
-        """FILE, open and locked; a killed process's lock is gone with it."""
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
-        try:
-            if not stat.S_ISREG(os.fstat(file).st_mode):
-                raise Misconfigured(f"the sink {self._path} is not a regular file: name another")
-            self._lock(file)
-            yield file
-        finally:
-            os.close(file)
-
-    def _lock(self, file: int) -> None:
-        give_up = time.monotonic() + LOCK_TIMEOUT_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                    raise
-            if time.monotonic() > give_up:
-                raise SinkUnavailable(f"the sink {self._path} is locked by another process")
-            time.sleep(0.02)
 
 
 def _line(row: Row) -> bytes:
     head = json.dumps(dict(zip(COLUMNS[:-1], row[:-1], strict=True)), ensure_ascii=False, separators=(",", ":"))
     return f'{head[:-1]},"data":{row.data}}}\n'.encode()
-
-
-def _append(file: int, content: bytes) -> int:
-    """Write at the end, and to the disk; returns how many bytes."""
-    os.lseek(file, 0, os.SEEK_END)
-    rest = memoryview(content)
-    while rest:
-        rest = rest[os.write(file, rest) :]
-    os.fsync(file)
-    return len(content)
-
-
-def _sync_directory(path: Path) -> None:
-    directory = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _as_is(lines: bytes) -> bytes:

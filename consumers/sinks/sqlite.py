@@ -5,17 +5,29 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
-from json import dumps
+import time
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
+from urllib.parse import quote
 
 from bus.errors import BusError, Closed, Misconfigured, StorageFailed
 from bus.message import Position
 from bus.url import file_path, query
-from consumers.rows import COLUMNS, Row, clean_text, make_rows, reject_item
-from consumers.sink import Batch, Fenced, Gap, Progress, Reject, SinkUnavailable, Written, refuse_unknown
+from consumers.rows import COLUMNS, Row, make_rows, reject_item
+from consumers.sink import (
+    Batch,
+    Changes,
+    Entry,
+    Limits,
+    Progress,
+    Quarantined,
+    SinkUnavailable,
+    Written,
+    refuse_unknown,
+)
+from consumers.sql_ledger import SqlLedger
 from consumers.thread import OwnThread
 
 __all__ = ["SqliteSink"]
@@ -28,36 +40,13 @@ _TABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _DATA = {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG}
 
-# `target` is the table of items: the same consumer may fill two of them, and each has progress of its own.
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS "{table}" (
+_TABLE_OF_ITEMS = """CREATE TABLE IF NOT EXISTS "{table}" (
     id TEXT PRIMARY KEY, job TEXT NOT NULL, spider TEXT NOT NULL, url TEXT, scraped_at TEXT NOT NULL,
     data JSON NOT NULL
-);
-CREATE TABLE IF NOT EXISTS sink_consumers (
-    consumer TEXT, target TEXT, epoch INTEGER NOT NULL, PRIMARY KEY (consumer, target)
-);
-CREATE TABLE IF NOT EXISTS sink_progress (
-    consumer TEXT, target TEXT, topic TEXT, "partition" INTEGER,
-    "offset" INTEGER NOT NULL, item INTEGER NOT NULL, message TEXT NOT NULL,
-    PRIMARY KEY (consumer, target, topic, "partition")
-);
-CREATE TABLE IF NOT EXISTS sink_quarantine (
-    consumer TEXT, target TEXT, topic TEXT, "partition" INTEGER, "offset" INTEGER, item INTEGER,
-    message TEXT NOT NULL, at TEXT NOT NULL, reason TEXT NOT NULL,
-    headers JSON NOT NULL, content BLOB NOT NULL,
-    PRIMARY KEY (consumer, target, topic, "partition", "offset", item, message)
-);
-CREATE TABLE IF NOT EXISTS sink_gaps (
-    consumer TEXT, target TEXT, topic TEXT, "partition" INTEGER,
-    asked TEXT NOT NULL, first TEXT NOT NULL, "end" TEXT NOT NULL, at TEXT NOT NULL
-);
-"""
+)"""
 _UPSERT = """INSERT INTO "{table}" (id, job, spider, url, scraped_at, data) VALUES (?, ?, ?, ?, ?, ?)
 ON CONFLICT (id) DO UPDATE SET job = excluded.job, spider = excluded.spider, url = excluded.url,
 scraped_at = excluded.scraped_at, data = excluded.data"""
-_TAKE_OVER = """INSERT INTO sink_consumers VALUES (?, ?, 1)
-ON CONFLICT DO UPDATE SET epoch = epoch + 1 RETURNING epoch"""
 
 
 class SqliteSink:
@@ -65,6 +54,8 @@ class SqliteSink:
 
     WAL with `synchronous=FULL`: what `write` returned survives a power cut. It runs in a thread of its own.
     """
+
+    limits = Limits()
 
     def __init__(self, path: Path, table: str = "items") -> None:
         if _TABLE.fullmatch(table) is None or table.lower().startswith(("sink_", "sqlite_")):
@@ -77,8 +68,7 @@ class SqliteSink:
         self._thread = OwnThread("sqlite-sink")
         self._connection: sqlite3.Connection | None = None
         self._inode: tuple[int, int] = (0, 0)
-        self._who: tuple[str, str] = ("", table)
-        self._topic, self._epoch = "", 0
+        self._ledger = SqlLedger("", table, "")
 
     @classmethod
     def from_url(cls, url: str) -> SqliteSink:
@@ -88,17 +78,33 @@ class SqliteSink:
         return cls(file_path(url), options.get("table", "items"))
 
     async def open(self, consumer: str, topic: str) -> None:
-        self._who, self._topic = (consumer, self._table), topic
+        self._ledger = SqlLedger(consumer, self._table, topic)
         await self._run(self._open)
 
+    async def hold(self, partitions: Set[int]) -> Mapping[int, Progress | None]:
+        return await self._transact(lambda db: self._ledger.hold(db, partitions, time.time()))
+
     async def positions(self) -> Sequence[Progress]:
-        return await self._run(self._positions)
+        return await self._transact(self._ledger.positions)
 
     async def write(self, batch: Batch) -> Written:
-        return await self._run(self._write, batch)
+        return await self._transact(lambda db: self._store(db, batch))
+
+    async def compare(self, entries: Sequence[Entry]) -> Changes:
+        return await self._run(self._compare, entries)
+
+    async def quarantined(self) -> Sequence[Quarantined]:
+        return await self._run(self._quarantined)
+
+    async def drop(self, ids: Sequence[str]) -> int:
+        await self._run(self._connect)
+        return await self._transact(lambda db: self._ledger.drop(db, ids))
 
     async def aclose(self) -> None:
         await self._thread.aclose(self._close)
+
+    async def _transact(self, work: Callable[[sqlite3.Connection], R]) -> R:
+        return await self._run(self._transaction, work)
 
     async def _run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         try:
@@ -117,53 +123,59 @@ class SqliteSink:
         self._close()
         if not self._path.parent.is_dir():
             raise StorageFailed(f"the sink {self._path} cannot be made: there is no directory {self._path.parent}")
+        self._connect(create=True)
+        self._transaction(self._create)
+
+    def _connect(self, *, create: bool = False) -> None:
+        if self._connection is not None:
+            return
+        if not create and not self._path.exists():
+            raise Misconfigured(f"there is no sink {self._path}: give the --sink that the consumer stores to")
         db = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         self._connection = db
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         info = os.stat(self._path)
         self._inode = (info.st_dev, info.st_ino)
-        self._transact(db, self._take_over)
 
-    def _take_over(self, db: sqlite3.Connection) -> None:
-        for statement in _SCHEMA.format(table=self._table).split(";\n"):
-            db.execute(statement)
-        columns = [row[1] for row in db.execute(f'PRAGMA table_info("{self._table}")')]
-        if not set(COLUMNS) <= set(columns):
+    def _create(self, db: sqlite3.Connection) -> None:
+        db.execute(_TABLE_OF_ITEMS.format(table=self._table))
+        SqlLedger.create(db, "BLOB")
+        if not set(COLUMNS) <= set(self._columns(db)):
             raise Misconfigured(
                 f"the table {self._table} of {self._path} has other columns than an item: name another by ?table="
             )
-        (self._epoch,) = db.execute(_TAKE_OVER, self._who).fetchone()
 
-    def _positions(self) -> list[Progress]:
-        return self._transact(self._db(), self._read_positions)
-
-    def _read_positions(self, db: sqlite3.Connection) -> list[Progress]:
-        self._check_epoch(db)
-        rows = db.execute(
-            'SELECT "partition", "offset", item, message FROM sink_progress'
-            " WHERE consumer = ? AND target = ? AND topic = ?",
-            (*self._who, self._topic),
-        )
-        return [Progress(Position(*row[:3]), row[3]) for row in rows]
-
-    def _write(self, batch: Batch) -> Written:
-        return self._transact(self._db(), lambda db: self._store(db, batch))
+    def _columns(self, db: sqlite3.Connection) -> list[str]:
+        return [row[1] for row in db.execute(f'PRAGMA table_info("{self._table}")')]
 
     def _store(self, db: sqlite3.Connection, batch: Batch) -> Written:
-        self._check_epoch(db)
+        self._ledger.advance(db, batch)
         rows, rejects = make_rows(batch.entries)
         refused = self._insert(db, rows)
         by_position = {entry.position: entry for entry in batch.entries}
         rejects += [reject_item(by_position[position], reason) for position, reason in refused]
         rejects += batch.rejects
-        self._quarantine(db, rejects)
-        self._record_gaps(db, batch.gaps)
-        db.executemany(
-            "INSERT OR REPLACE INTO sink_progress VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [(*self._who, self._topic, *at.next, clean_text(at.message)) for at in batch.progress.values()],
-        )
+        self._ledger.set_aside(db, rejects)
         return Written(len(rows) - len(refused), len(rejects))
+
+    def _compare(self, entries: Sequence[Entry]) -> Changes:
+        rows = {row.id: row for _, row in make_rows(entries)[0]}
+        there: dict[str, Row] = {}
+        if self._path.exists():
+            with closing(sqlite3.connect(f"file:{quote(str(self._path))}?mode=ro", uri=True)) as db:
+                if self._columns(db):
+                    find = f'SELECT {", ".join(COLUMNS)} FROM "{self._table}" WHERE id = ?'
+                    there = {row[0]: Row(*row) for id in rows for row in db.execute(find, (id,))}
+        same = sum(there[id] == rows[id] for id in there)
+        return Changes(len(rows) - len(there), len(there) - same, same)
+
+    def _quarantined(self) -> list[Quarantined]:
+        self._connect()
+        db = self._db()
+        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'sink_quarantine'").fetchone():
+            return []
+        return SqlLedger.quarantined(db, self._table)
 
     def _insert(self, db: sqlite3.Connection, rows: Sequence[tuple[Position, Row]]) -> list[tuple[Position, str]]:
         """Insert all that the table takes, halving what it refuses (a CHECK or a trigger of the user's)."""
@@ -188,39 +200,8 @@ class SqliteSink:
         middle = len(rows) // 2
         return self._insert(db, rows[:middle]) + self._insert(db, rows[middle:])
 
-    def _quarantine(self, db: sqlite3.Connection, rejects: Iterable[Reject]) -> None:
-        db.executemany(
-            "INSERT OR REPLACE INTO sink_quarantine VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (*self._who, self._topic, *reject.position, clean_text(reject.id), _now(),
-                 clean_text(reject.reason), dumps(dict(reject.headers), default=repr), reject.content)
-                for reject in rejects
-            ],
-        )  # fmt: skip
-
-    def _record_gaps(self, db: sqlite3.Connection, gaps: Iterable[Gap]) -> None:
-        db.executemany(
-            "INSERT INTO sink_gaps VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (
-                    *self._who,
-                    self._topic,
-                    gap.asked.partition,
-                    str(gap.asked),
-                    str(gap.first),
-                    str(gap.end),
-                    _now(),
-                )
-                for gap in gaps
-            ],
-        )
-
-    def _check_epoch(self, db: sqlite3.Connection) -> None:
-        row = db.execute("SELECT epoch FROM sink_consumers WHERE consumer = ? AND target = ?", self._who).fetchone()
-        if row is None or row[0] != self._epoch:
-            raise Fenced(f"another consumer named {self._who[0]!r} has taken over the sink {self._path}")
-
-    def _transact(self, db: sqlite3.Connection, work: Callable[[sqlite3.Connection], R]) -> R:
+    def _transaction(self, work: Callable[[sqlite3.Connection], R]) -> R:
+        db = self._db()
         db.execute("BEGIN IMMEDIATE")
         try:
             self._check_file()
@@ -247,15 +228,18 @@ class SqliteSink:
         return self._connection
 
     def _close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        if self._connection is None:
+            return
+        with suppress(sqlite3.Error, BusError):
+            self._transaction(self._leave)
+        self._connection.close()
+        self._connection = None
+
+    def _leave(self, db: sqlite3.Connection) -> None:
+        if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'sink_members'").fetchone():
+            self._ledger.leave(db)
 
 
 def _code(error: sqlite3.Error) -> int:
     code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_MISUSE)
     return code & 0xFF
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -24,7 +24,8 @@ from bus.registry import connect_state, connect_transport
 from bus.state import Job, JobState, State
 from bus.topic import item_log
 from bus.transport import Subscription, Transport
-from consumers.daemon import ConsumeOptions, ConsumeResult, Ended, consume
+from consumers.daemon import consume
+from consumers.options import ConsumeOptions, ConsumeResult, Ended
 from consumers.reader import LogGap
 from consumers.sink import Batch, Fenced, Sink, SinkUnavailable, Written
 from consumers.sinks.sqlite import SqliteSink
@@ -551,7 +552,7 @@ class FlakySubscription:
 def test_a_lost_connection_is_waited_for_and_nothing_is_stored_twice(
     scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("consumers.daemon.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("consumers.outage.FIRST_PAUSE_S", 0.01)
 
     async def work(here: Scene) -> None:
         await here.job()
@@ -568,7 +569,7 @@ def test_a_lost_connection_is_waited_for_and_nothing_is_stored_twice(
 def test_a_gap_is_accepted_once_and_not_again_after_a_lost_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("consumers.daemon.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("consumers.outage.FIRST_PAUSE_S", 0.01)
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
 

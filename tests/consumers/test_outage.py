@@ -17,7 +17,8 @@ from bus.registry import connect_state, connect_transport
 from bus.state import JobState, State
 from bus.topic import item_log
 from bus.transport import Subscription, Transport
-from consumers.daemon import ConsumeOptions, ConsumeResult, Ended, consume
+from consumers.daemon import consume
+from consumers.options import ConsumeOptions, ConsumeResult, Ended
 from consumers.reader import LogGap
 from consumers.sink import Sink
 from tests.consumers.scene import TOPIC, messages, new_sink, stored_items

@@ -43,6 +43,7 @@ ROOT = Path(__file__).parents[2]
 
 async def opened(sink: Sink, consumer: str = "default", topic: str = TOPIC) -> Sink:
     await sink.open(consumer, topic)
+    await sink.hold({0})
     return sink
 
 
@@ -50,6 +51,7 @@ async def fill(sink: Sink, *batches: Batch, consumer: str = "default") -> list[W
     """Open, write, close."""
     try:
         await sink.open(consumer, TOPIC)
+        await sink.hold({partition for batch in batches for partition in batch.progress})
         return [await sink.write(batch) for batch in batches]
     finally:
         await sink.aclose()

@@ -1,0 +1,80 @@
+"""`Pump`: reads a log and stores it, side by side."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from bus.transport import Subscription
+from consumers.options import Ended
+from consumers.reader import LogReader
+from consumers.sink import Batch
+
+__all__ = ["Pump"]
+
+IDLE_S = 0.25  # the longest that one `receive` waits: how soon a stop is noticed
+
+
+class Pump:
+    """One batch is filled, one waits, one is stored: so memory is bounded, and reading stops while storing does.
+
+    `store` gets each batch in the order of the log; `ended` is asked before each read, `on_read` told after it.
+    `idle_s` is the longest that one read waits.
+    """
+
+    def __init__(
+        self,
+        reader: LogReader,
+        subscription: Subscription,
+        store: Callable[[Batch], Awaitable[None]],
+        ended: Callable[[], Awaitable[Ended | None]],
+        *,
+        on_read: Callable[[], None] = lambda: None,
+        idle_s: float = IDLE_S,
+    ) -> None:
+        self._reader, self._subscription, self._store, self._ended = reader, subscription, store, ended
+        self._on_read, self._idle_s = on_read, idle_s
+        self._batches: asyncio.Queue[Batch | None] = asyncio.Queue(1)
+        self._time = asyncio.get_running_loop().time
+
+    async def run(self) -> Ended:
+        """Until `ended` says why. If reading fails, what was read is stored first."""
+        reading, writing = asyncio.create_task(self._read()), asyncio.create_task(self._write())
+        try:
+            await asyncio.wait((reading, writing), return_when=asyncio.FIRST_COMPLETED)
+            await writing
+            return await reading
+        finally:
+            reading.cancel()
+            writing.cancel()
+            await asyncio.gather(reading, writing, return_exceptions=True)
+
+    async def _read(self) -> Ended:
+        try:
+            while (ended := Ended.LIMIT if self._reader.exhausted else await self._ended()) is None:
+                await self._read_once()
+            await self._batches.put(self._reader.last())
+        except Exception:
+            await self._batches.put(None)
+            raise
+        await self._batches.put(None)
+        return ended
+
+    async def _read_once(self) -> None:
+        due_s = self._reader.due_in(self._time())
+        if due_s is not None and due_s <= 0:
+            await self._batches.put(self._reader.last())
+            due_s = None
+        timeout_s = min(self._idle_s, due_s or self._idle_s)
+        deliveries = await self._subscription.receive(max_messages=self._reader.fetch, timeout_s=timeout_s)
+        self._on_read()
+        for delivery in deliveries:
+            for batch in self._reader.take(delivery, self._time()):
+                await self._batches.put(batch)
+            if self._reader.exhausted:
+                return
+
+    async def _write(self) -> None:
+        while (batch := await self._batches.get()) is not None:
+            if batch.progress:
+                await self._store(batch)
