@@ -233,7 +233,10 @@ class Fleet:
 
     def ends_well(self, timeout_s: float) -> None:
         """It ends by itself; the job is finished, and nothing of it is dead or unaccounted."""
-        assert self._process.wait(timeout_s) == 0, self.log[-3000:]
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout_s)
+        how = "" if self._process.returncode is not None else f"not ended: {asyncio.run(self.place.left())}\n"
+        assert self._process.returncode == 0, how + self.log[-5000:]
         letters, status = asyncio.run(self.place.left())
         assert not letters and status.open == 0 and status.state.value == "finished", (letters, status)
         assert not status.unaccounted, status
