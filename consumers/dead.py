@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import NamedTuple
@@ -80,14 +80,14 @@ class DeadLetters:
         self._topic = dead_log(prefix)
         self.unreadable = 0  # entries of the last pass that are neither letter nor decision
 
-    async def undecided(self, job: str | None = None, reason: str | None = None) -> AsyncIterator[DeadLetter]:
-        """The letters without a decision, each once, in the order of the log."""
+    async def undecided(self, wanted: Callable[[DeadLetter], bool] = lambda _: True) -> AsyncIterator[DeadLetter]:
+        """The letters without a decision that are wanted, each once, in the order of the log."""
         decided = {entry.letter async for entry in self._entries() if isinstance(entry, Decision)}
         async for entry in self._entries():
             if isinstance(entry, Decision) or entry.id in decided:
                 continue
             decided.add(entry.id)
-            if job in (None, entry.job) and reason in (None, entry.reason):
+            if wanted(entry):
                 yield entry
 
     async def history(self, start: str) -> History:
@@ -105,7 +105,7 @@ class DeadLetters:
         return History(list(letters.values()), decisions)
 
     async def find(self, start: str) -> DeadLetter:
-        """The letter whose id begins with `start`."""
+        """The letter whose id begins with `start`. Raises `BusError` if there is none, or more than one."""
         found: dict[str, DeadLetter] = {}
         async for entry in self._entries():
             if isinstance(entry, DeadLetter) and entry.id.startswith(start):

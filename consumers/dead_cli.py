@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bus.cli import Call, common
 from bus.errors import CodecError
+from consumers.choice import Choice, Facts, choose
+from consumers.showing import card, listing, plain, printable, when
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,19 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["dead"]
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-CHUNK = 64
+CHUNK = 64  # letters, whole ones among them
+SHOWN = 2000  # characters of one value: a letter holds up to 4 KiB of many
 SECRET = {"authorization", "cookie", "cookies", "proxy-authorization"}
-
-
-def _choice(limit: int | None) -> Callable[[F], F]:
-    def add(command: F) -> F:
-        command = click.option("--limit", type=click.IntRange(1), default=limit, metavar="N", show_default=True,
-                               help="At most so many, oldest first.")(command)  # fmt: skip
-        return click.option("--reason", metavar="REASON", help="Only those that died of this.")(command)
-
-    return add
 
 
 @click.group(short_help="What was given up, why, and what to do about it.")
@@ -45,37 +36,39 @@ def dead() -> None:
     Examples:
       crawlbus dead list
       crawlbus dead show 4f2a
-      crawlbus dead retry --reason download
+      crawlbus dead retry --reason download --host shop.example
       crawlbus dead drop 4f2a 91c0
     """
 
 
 @dead.command("list", short_help="Those that nobody has decided on, by reason.")
-@_choice(50)
 @common
-def list_(call: Call, reason: str | None, limit: int) -> None:
+@choose("spider", "host", limit=50)
+def list_(call: Call, choice: Choice) -> None:
     """Counts by reason, then the letters. Needs no state.
 
     \b
     Examples:
-      crawlbus dead list --job shop
+      crawlbus dead list --job shop --since 2026-11-21
       crawlbus dead list --reason callback --limit 500 --json
     """
 
     async def read(letters: DeadLetters) -> tuple[Counter[str], list[DeadLetter]]:
         counts: Counter[str] = Counter()
         shown: list[DeadLetter] = []
-        async for letter in letters.undecided(call.settings().job, reason):
+        async for letter in letters.undecided(lambda letter: choice.meets(_facts(letter))):
             counts[letter.reason] += 1
-            if len(shown) < limit:
-                shown.append(letter._replace(message=letter.message._replace(body=b"")))
+            if len(shown) < (choice.limit or 0):
+                shown.append(_without_body(letter))
         return counts, shown
 
     if nothing := _nothing_there(call):
         return call.answer({"total": 0, "reasons": {}, "letters": []}, nothing)
     counts, shown = _with_letters(call, read)
     data = {"total": counts.total(), "reasons": dict(counts), "letters": [_summary(letter) for letter in shown]}
-    call.answer(_plain(data), *_list_tables(counts, shown))
+    columns = ("id", "job", "reason", "attempt", "url", "detail")
+    rows = [(each.id[:12], each.job, each.reason, each.attempt, each.url or "-", each.detail) for each in shown]
+    call.answer(plain(data), *(listing("letters", counts, columns, rows) if counts else ["No dead letters."]))
 
 
 @dead.command(short_help="One letter with its whole history.")
@@ -92,21 +85,19 @@ def show(call: Call, id: str) -> None:
         return call.answer([], nothing)
     history = _with_letters(call, lambda letters: letters.history(id))
     entries = [_details(letter, history) for letter in history.letters]
-    call.answer(_plain(entries), *_history(entries))
+    call.answer(plain(entries), *_history(entries))
 
 
 @dead.command(short_help="Try requests again, from their first attempt.")
-@click.argument("ids", metavar="[ID]...", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="All of them.")
-@_choice(None)
 @common
-def retry(call: Call, ids: Sequence[str], everything: bool, reason: str | None, limit: int | None) -> int:
+@choose("spider", "host", ids=True)
+def retry(call: Call, choice: Choice) -> int:
     """Publish requests again. A job that was finished is running again: `crawlbus crawl` it.
 
     \b
     Examples:
       crawlbus dead retry 4f2a 91c0
-      crawlbus dead retry --job shop --reason download --limit 100
+      crawlbus dead retry --job shop --reason download --host shop.example --limit 100
       crawlbus dead retry --all
     """
     from bus.registry import connect_state
@@ -118,7 +109,7 @@ def retry(call: Call, ids: Sequence[str], everything: bool, reason: str | None, 
     async def again(letters: DeadLetters) -> None:
         state = await connect_state(state_url(call.settings()))
         try:
-            async for chunk in _chosen(call, letters, ids, everything, reason, limit):
+            async for chunk in _chosen(letters, choice):
                 part = await letters.retry(state, chunk, time.time())
                 done.jobs.update(Counter(done.jobs) + Counter(part.jobs))
                 done.refused += part.refused
@@ -132,31 +123,38 @@ def retry(call: Call, ids: Sequence[str], everything: bool, reason: str | None, 
 
 
 @dead.command(short_help="Record that letters are done with.")
-@click.argument("ids", metavar="[ID]...", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="All of them.")
-@_choice(None)
 @common
-def drop(call: Call, ids: Sequence[str], everything: bool, reason: str | None, limit: int | None) -> None:
+@choose("spider", "host", ids=True, yes=True)
+def drop(call: Call, choice: Choice) -> None:
     """They leave the list; `show` still has them while the log is kept. Needs no state.
 
     \b
     Examples:
       crawlbus dead drop 4f2a
-      crawlbus dead drop --job shop --reason status
+      crawlbus dead drop --job shop --reason status --until 2026-11-21 --yes
     """
-    dropped = 0
 
-    async def forget(letters: DeadLetters) -> None:
-        nonlocal dropped
-        async for chunk in _chosen(call, letters, ids, everything, reason, limit):
-            await letters.drop(chunk, time.time())
-            dropped += len(chunk)
+    async def forget(letters: DeadLetters) -> int:
+        chosen = [_without_body(letter) async for chunk in _chosen(letters, choice) for letter in chunk]
+        choice.confirm(len(chosen))
+        for start in range(0, len(chosen), CHUNK):
+            await letters.drop(chosen[start : start + CHUNK], time.time())
+        return len(chosen)
 
-    _with_letters(call, forget)
+    dropped = _with_letters(call, forget)
     call.answer({"dropped": dropped}, f"{dropped:,} dropped")
 
 
 # choosing
+
+
+def _facts(letter: DeadLetter) -> Facts:
+    return Facts(letter.job, letter.spider, letter.reason, letter.at, letter.url)
+
+
+def _without_body(letter: DeadLetter) -> DeadLetter:
+    """What may be held of many."""
+    return letter._replace(message=letter.message._replace(body=b""))
 
 
 def _nothing_there(call: Call) -> str:
@@ -181,29 +179,20 @@ def _with_letters(call: Call, work: Callable[[DeadLetters], Any]) -> Any:
     return asyncio.run(run())
 
 
-async def _chosen(
-    call: Call,
-    letters: DeadLetters,
-    ids: Sequence[str],
-    everything: bool,
-    reason: str | None,
-    limit: int | None,
-) -> AsyncIterator[list[DeadLetter]]:
+async def _chosen(letters: DeadLetters, choice: Choice) -> AsyncIterator[list[DeadLetter]]:
     """The letters that the command is about, in chunks."""
-    if not (ids or everything or reason or call.flags.get("job")):
-        raise click.UsageError("Name letters by ID, or choose them by --job, --reason or --all.")
-    named = {(await letters.find(id)).id for id in ids}
+    named = {(await letters.find(id)).id for id in choice.ids}
     chunk: list[DeadLetter] = []
     count = 0
-    async for letter in letters.undecided(call.settings().job, reason):
-        if ids and letter.id not in named:
+    async for letter in letters.undecided(lambda letter: choice.meets(_facts(letter))):
+        if choice.ids and letter.id not in named:
             continue
         chunk.append(letter)
         count += 1
-        if len(chunk) == CHUNK or count == limit:
+        if len(chunk) == CHUNK or count == choice.limit:
             yield chunk
             chunk = []
-        if count == limit:
+        if count == choice.limit:
             return
     if chunk:
         yield chunk
@@ -248,64 +237,21 @@ def _key(key: Any) -> str:
     return (key.decode(errors="replace") if isinstance(key, bytes) else str(key)).lower()
 
 
-def _plain(value: Any) -> Any:
-    from consumers.rows import to_json
-
-    return json.loads(to_json(value))
-
-
-def _text(value: object, length: int = 300) -> str:
-    """What a page or a server has said must not steer the terminal."""
-    text = str(value)[:length]
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-
-
-def _when(at: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at)) + " UTC"
-
-
-def _list_tables(counts: Counter[str], shown: Sequence[DeadLetter]) -> list[RenderableType]:
-    from rich.table import Table
-    from rich.text import Text
-
-    if not counts:
-        return ["No dead letters."]
-    by_reason = Table("reason", "letters", box=None, pad_edge=False)
-    for reason, count in counts.most_common():
-        by_reason.add_row(Text(_text(reason)), f"{count:,}")
-    rows = Table("id", "job", "reason", "attempt", "url", "detail", box=None, pad_edge=False)
-    for letter in shown:
-        cells = (letter.id[:12], letter.job, letter.reason, letter.attempt, letter.url or "-", letter.detail)
-        rows.add_row(*(Text(_text(cell)) for cell in cells))
-    rest = counts.total() - len(shown)
-    more = [f"\n… and {rest:,} more: see --limit"] if rest else []
-    return [by_reason, "", rows, *more]
-
-
 def _history(entries: Sequence[dict[str, Any]]) -> list[RenderableType]:
-    from rich.table import Table
-    from rich.text import Text
-
-    tables: list[RenderableType] = []
+    parts: list[RenderableType] = []
     for entry in entries:
-        table = Table(box=None, show_header=False, pad_edge=False)
-        for name, value in entry.items():
-            shown = _when(value) if name == "at" else _decided(value) if name == "decision" else value
-            table.add_row(name, Text(_text(shown, 2000)))
-        tables += [table, ""]
-    return tables
+        told = {**entry, "at": when(entry["at"]), "decision": _decided(entry["decision"])}
+        parts += [card(told, SHOWN), ""]
+    return parts
 
 
 def _decided(decision: dict[str, Any] | None) -> str:
-    return f"{decision['verb']}, {_when(decision['at'])}" if decision else "none yet"
+    return f"{decision['verb']}, {when(decision['at'])}" if decision else "none yet"
 
 
 def _retried(done: Retried) -> list[RenderableType]:
-    from rich.text import Text
-
     lines: list[RenderableType] = [
-        Text(f"{count:,} published again; fetch them by `crawlbus crawl … --job {job}`")
-        for job, count in done.jobs.items()
+        f"{count:,} published again; fetch them by `crawlbus crawl … --job {job}`" for job, count in done.jobs.items()
     ]
-    lines += [Text(f"{refused.letter[:12]} not retried: {_text(refused.why)}") for refused in done.refused]
+    lines += [f"{refused.letter[:12]} not retried: {printable(refused.why)}" for refused in done.refused]
     return lines or ["Nothing to retry."]

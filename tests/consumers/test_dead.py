@@ -115,8 +115,8 @@ class Scene:
         await self.transport.publish("crawlbus.dead", letters)
         return [read for read in map(read_dead, letters) if isinstance(read, DeadLetter)]
 
-    async def undecided(self, **only: str) -> list[str]:
-        return [letter.id async for letter in self.letters.undecided(**only)]
+    async def undecided(self) -> list[str]:
+        return [letter.id async for letter in self.letters.undecided()]
 
     async def requests(self, lane: str = "") -> Sequence[Delivery]:
         queue = request_queue("crawlbus.", "shop", lane)
@@ -163,8 +163,8 @@ def test_the_list_is_what_has_no_decision_yet(scheme: str, tmp_path: Path) -> No
         await here.transport.publish("crawlbus.dead", [Message(new_id(), b"\xc1", {})])
         assert await here.undecided() == [first.id, second.id, third.id]
         assert here.letters.unreadable == 1
-        assert await here.undecided(reason="status") == [second.id]
-        assert await here.undecided(job="other") == []
+        wanted = [dead.id async for dead in here.letters.undecided(lambda dead: dead.reason == "status")]
+        assert wanted == [second.id]
         await here.letters.drop([first, third], AT)
         assert await here.undecided() == [second.id]
 
@@ -385,6 +385,82 @@ def test_retry_and_drop(bus: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert ask(capsys, "retry", "--all") == "Nothing to retry.\n"
     (entry,) = json.loads(ask(capsys, "show", first, "--json"))
     assert entry["decision"]["verb"] == "retry" and entry["decision"]["at"] <= time.time()
+
+
+def test_history_outlives_a_retry(bus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = json.loads(ask(capsys, "list", "--json"))["letters"][0]["id"]
+    ask(capsys, "retry", first)
+
+    async def die_again() -> None:
+        transport = await connect_transport(bus)
+        queue = request_queue("crawlbus.", "shop")
+        subscription = await transport.subscribe(queue.name)
+        (delivery,) = await subscription.receive(max_messages=1, timeout_s=30)
+        again = letter(delivery.message.again(attempt=3), reason="download")
+        await transport.publish("crawlbus.dead", [again])
+        await subscription.ack([delivery])
+        await subscription.aclose()
+        await transport.aclose()
+
+    asyncio.run(die_again())
+    (second,) = json.loads(ask(capsys, "list", "--json", "--reason", "download"))["letters"]
+    for id in (first, second["id"]):
+        entries = json.loads(ask(capsys, "show", id, "--json"))
+        assert [(entry["id"], entry["reason"], entry["attempt"]) for entry in entries] == [
+            (first, "callback", 2),
+            (second["id"], "download", 3),
+        ]
+        assert [entry["decision"] and entry["decision"]["verb"] for entry in entries] == ["retry", None]
+        shown = ask(capsys, "show", id)
+        assert "retry, 20" in shown and "none yet" in shown and "callback" in shown and "download" in shown
+
+
+def test_letters_are_chosen_by_what_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def died(number: int, url: str | None, *, job: str = "shop", spider: str = "shop") -> Message:
+        reason: Reason = "status" if number % 2 else "download"
+        return dead_letter(
+            request(number), reason=reason, detail="", job=job, spider=spider, url=url, at=AT + 3600 * number
+        )
+
+    letters = [
+        died(0, "https://shop.example/0"),
+        died(1, "https://SHOP.example:8443/1"),
+        died(2, "http://other.example/shop.example"),
+        died(3, None, spider="books"),
+        died(4, "http://[::bad", job="gone"),
+    ]
+    ids = [letter.id for letter in letters]
+
+    async def work(here: Scene) -> None:
+        await here.bury(*letters)
+
+    run(work, "sqlite", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CRAWLBUS_BUS", "sqlite:///bus.db")
+
+    def chosen(*words: str) -> list[int]:
+        return [ids.index(entry["id"]) for entry in json.loads(ask(capsys, "list", "--json", *words))["letters"]]
+
+    assert chosen("--host", "Shop.example") == [0, 1]
+    assert chosen("--host", "shop.example:8443") == [1]
+    assert chosen("--spider", "books") == [3]
+    assert chosen("--reason", "Stat") == [1, 3]
+    assert chosen("--since", "2027-01-15T09:00", "--until", "2027-01-15T12:00:00+01:00") == [1, 2]
+    assert chosen("--job", "gone") == [4]
+    assert main(["dead", "list", "--since", "yesterday"]) == 2
+    assert "'yesterday' is no time: write 2026-11-21" in capsys.readouterr().err
+    assert json.loads(ask(capsys, "retry", "--host", "shop.example", "--reason", "download", "--json")) == {
+        "retried": {"shop": 1},
+        "refused": [],
+    }
+    assert main(["dead", "drop", "--spider", "books"]) == 2
+    assert "1 would be dropped for good: repeat it with --yes" in capsys.readouterr().err
+    assert chosen() == [1, 2, 3, 4]
+    assert json.loads(ask(capsys, "drop", "--spider", "books", "--yes", "--json")) == {"dropped": 1}
+    assert json.loads(ask(capsys, "drop", "--all", "--yes", "--limit", "2", "--json")) == {"dropped": 2}
+    assert chosen() == [4]
 
 
 def test_choosing_nothing_is_a_mistake(bus: str, capsys: pytest.CaptureFixture[str]) -> None:
