@@ -87,12 +87,10 @@ class Figures:
         now_s, first, end = self.clock(), lag.first or {}, lag.end or {}
         shares = {}
         for partition, progress in held.items():
-            stored = first.get(partition) if progress is None else progress.next.offset
-            share = self.shares.get(partition)
-            if share is None or share.stored != stored or not share.lag:  # whoever waits, waits from now on
-                shares[partition] = Share(stored, end.get(partition), now_s)
-            else:
-                shares[partition] = Share(stored, end.get(partition), share.still_since_s)
+            known = self.shares.get(partition) or Share(first.get(partition), None, now_s)
+            stored = known.stored if progress is None else progress.next.offset
+            stands = known.lag and stored == known.stored  # where nothing waited, what waits now waits from now on
+            shares[partition] = Share(stored, end.get(partition), known.still_since_s if stands else now_s)
         self.shares, self.looked_s = shares, now_s
         if self.stage is not Stage.STOPPING:
             self.stage = Stage.ACTIVE if shares else Stage.STANDBY

@@ -27,11 +27,10 @@ def show_progress(figures: Figures, *, as_json: bool = False) -> Iterator[None]:
 
     What is logged meanwhile is written above the line. A thread of its own refreshes it.
     """
-    console = _Console(stderr=True, highlight=False)
-    if as_json or is_child() or not sys.stderr.isatty() or console.is_dumb_terminal:
+    if as_json or is_child() or not sys.stderr.isatty():
         yield
         return
-    line = _Line(figures)
+    console, line = _Console(stderr=True, highlight=False), _Line(figures)
     live = Live(
         get_renderable=line.render, console=console, transient=True, redirect_stdout=False,
         refresh_per_second=REFRESH_PER_S,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+import re
 import socket
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, aclosing, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,14 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from bus.errors import Misconfigured
 from bus.message import Position
-from bus.registry import connect_transport
-from bus.topic import item_log
 from bus.transport import Lag
 from consumers.figures import Figures, Stage
-from consumers.health import MAX_CLIENTS, STUCK_S, HealthServer, not_alive, not_ready
-from consumers.lag import watch_lag
+from consumers.health import MAX_CLIENTS, STUCK_S, HealthServer, _Handler, not_alive, not_ready
+from consumers.metrics import Metrics
 from consumers.sink import Batch, Gap, Progress, Written
-from tests.consumers.scene import TOPIC, messages
+from tests.consumers.scene import TOPIC
 
-HOLDS = "127.0.0.1:0"
+ANY_PORT = "127.0.0.1:0"
 
 
 class Clock:
@@ -39,10 +38,20 @@ class Clock:
         return self.now_s
 
 
-def figures_of(*partitions: int, clock: Callable[[], float] | None = None) -> Figures:
-    figures = Figures("default", TOPIC, clock=clock or Clock())
-    figures.hold({partition: Progress(Position(partition, 0), "") for partition in partitions})
+def figures_of(*partitions: int) -> Figures:
+    """They hold nothing yet."""
+    figures = Figures("default", TOPIC, clock=Clock())
+    look(figures, **{f"p{partition}": (0, 0) for partition in partitions})
     return figures
+
+
+def look(figures: Figures, **shares: tuple[int | None, int]) -> None:
+    """`p3=(4, 7)`: partition 3 is ours, stored up to offset 4 (None: not at all), and ends at 7; it begins at 0."""
+    held = {int(name[1:]): share for name, share in shares.items()}
+    figures.hold(
+        {number: None if at is None else Progress(Position(number, at), "") for number, (at, _) in held.items()},
+        Lag(None, None, 0, exact=True, first=dict.fromkeys(held, 0), end={p: end for p, (_, end) in held.items()}),
+    )
 
 
 def wait_s(figures: Figures, seconds: float) -> None:
@@ -50,23 +59,17 @@ def wait_s(figures: Figures, seconds: float) -> None:
     figures.clock.now_s += seconds
 
 
-def ends(**end: int) -> Lag:
-    """`ends(p0=7)`: partition 0 holds 0 to 7."""
-    numbers = {int(name[1:]): value for name, value in end.items()}
-    return Lag(None, None, 0, exact=True, first=dict.fromkeys(numbers, 0), end=numbers)
-
-
 def stored(figures: Figures, partition: int, offset: int, *, items: int = 1, seconds: float = 0.02) -> None:
     batch = Batch(progress={partition: Progress(Position(partition, offset), "m")})
     figures.wrote(batch, Written(items, 0), seconds)
 
 
-def get(url: str, path: str, *, method: str = "GET", accept: str = "") -> tuple[int, str, str]:
+def get(url: str, path: str, accept: str = "") -> tuple[int, str, str]:
     """Status, content type, body."""
     parts = urlsplit(url)
     connection = HTTPConnection(parts.hostname or "", parts.port, timeout=60)
     try:
-        connection.request(method, path, headers={"Accept": accept})
+        connection.request("GET", path, headers={"Accept": accept})
         answer = connection.getresponse()
         return answer.status, answer.headers["Content-Type"], answer.read().decode()
     finally:
@@ -79,37 +82,48 @@ def ask(url: str, path: str) -> tuple[int, dict[str, Any]]:
     return status, json.loads(body)
 
 
-def test_a_partition_that_stands_still_with_work_to_do_is_not_alive() -> None:
+@pytest.mark.parametrize("first", [0, None], ids=["begun", "nothing stored yet"])
+def test_a_partition_that_stands_still_with_work_to_do_is_not_alive(first: int | None) -> None:
     """Also where the others move on."""
-    figures = figures_of(0, 1)
-    figures.saw(ends(p0=10, p1=10))
+    figures = figures_of()
+    look(figures, p0=(first, 10), p1=(0, 10))
     wait_s(figures, STUCK_S - 1)
     stored(figures, 1, 5)
+    look(figures, p0=(first, 11), p1=(5, 10))
     assert not_alive(figures) is None
     wait_s(figures, 1)
-    assert not_alive(figures) == "partition 0 has 10 messages to store, and none was stored for 120 s"
+    assert not_alive(figures) == "partition 0 has 11 messages to store, and none was stored for 120 s"
     stored(figures, 0, 1)
     assert not_alive(figures) is None
+
+
+def test_one_message_of_many_items_is_progress() -> None:
+    figures = figures_of()
+    for index in range(3):
+        look(figures, p0=(0, 1))
+        wait_s(figures, STUCK_S - 1)
+        assert not_alive(figures) is None
+        figures.wrote(Batch(progress={0: Progress(Position(0, 0, index + 1), "m")}), Written(1, 0), 0.1)
 
 
 def test_who_had_nothing_to_do_gets_the_whole_time_from_the_first_message_on() -> None:
     figures = figures_of(0)
     for _ in range(3):
-        wait_s(figures, 3600)
-        figures.saw(ends(p0=0))
+        wait_s(figures, STUCK_S - 1)
+        look(figures, p0=(0, 0))
         assert not_alive(figures) is None
-    wait_s(figures, 3600)  # the bus did not answer meanwhile
-    figures.saw(ends(p0=4))
+    wait_s(figures, 3600)  # it slept meanwhile
+    look(figures, p0=(0, 4))
     assert not_alive(figures) is None
     wait_s(figures, STUCK_S)
-    figures.saw(ends(p0=5))
+    look(figures, p0=(0, 5))
     assert not_alive(figures) is not None
 
 
 @pytest.mark.parametrize("system", ["bus", "sink"])
 def test_an_outage_is_not_ready_but_alive(system: Any) -> None:
-    figures = figures_of(0)
-    figures.saw(ends(p0=10))
+    figures = figures_of()
+    look(figures, p0=(0, 10))
     wait_s(figures, STUCK_S - 1)
     figures.away(system, "cannot connect to\npostgresql://shop:secret@db/items")
     wait_s(figures, 600)
@@ -125,47 +139,48 @@ def test_an_outage_is_not_ready_but_alive(system: Any) -> None:
 
 
 def test_standby_is_ready_and_never_stuck() -> None:
-    figures = figures_of(0)
-    figures.saw(ends(p0=10))
-    figures.hold({})
+    figures = figures_of()
+    look(figures, p0=(0, 10))
+    look(figures)
     wait_s(figures, 10 * STUCK_S)
     assert (figures.stage, not_alive(figures), not_ready(figures)) == (Stage.STANDBY, None, None)
-    figures.hold({0: None})
-    figures.saw(ends(p0=10))
+    look(figures, p0=(None, 10))
     assert (figures.stage, not_alive(figures), figures.lag) == (Stage.ACTIVE, None, 10)
 
 
 def test_who_starts_or_stops_is_alive_and_not_ready() -> None:
     figures = Figures("default", TOPIC)
     assert (not_alive(figures), not_ready(figures)) == (None, "the consumer is starting")
-    figures.hold({0: None})
+    look(figures, p0=(0, 1))
     assert not_ready(figures) is None
     figures.stage = Stage.STOPPING
-    figures.hold({0: None})
+    look(figures, p0=(0, 1))
     assert (not_alive(figures), not_ready(figures)) == (None, "the consumer is stopping")
-
-
-def test_a_partition_that_stays_keeps_its_time() -> None:
-    figures = figures_of(0)
-    figures.saw(ends(p0=10))
-    for _ in range(3):
-        wait_s(figures, STUCK_S / 3)
-        figures.hold({0: None, 1: None})
-    assert not_alive(figures) is not None
 
 
 def test_a_loop_that_is_stuck_is_not_alive_though_nothing_is_known_to_wait() -> None:
     figures = figures_of(0)
-    figures.looked_s = figures.clock()
-    wait_s(figures, STUCK_S)
-    assert not_alive(figures) == "it has done nothing for 120 s, not even looked how far it is behind"
+    wait_s(figures, STUCK_S - 1)
+    assert not_alive(figures) is None
+    wait_s(figures, 1)
+    assert not_alive(figures) == "it has done nothing for 120 s, not even looked how far the log reaches"
+
+
+@pytest.mark.parametrize("bound", [None, {}], ids=["cannot tell", "knows no such partition"])
+def test_a_lag_that_is_not_known_is_no_reason_to_fail(bound: dict[int, int] | None) -> None:
+    figures = figures_of()
+    for _ in range(3):
+        lag = Lag(None, None, None, exact=False, first=bound, end=bound)
+        figures.hold({0: None, 1: Progress(Position(1, 5), "")}, lag)
+        wait_s(figures, STUCK_S - 1)
+        assert (figures.lag, not_alive(figures), not_ready(figures)) == (None, None, None)
 
 
 def test_the_answers_are_json_with_a_status() -> None:
-    figures = figures_of(0, 1)
-    with HealthServer(HOLDS, figures) as server:
-        assert ask(server.url, "/healthz") == (200, {"state": "active", "lag": None, "outage": None})
-        figures.saw(ends(p0=3, p1=4))
+    figures = Figures("default", TOPIC, clock=Clock())
+    with HealthServer(ANY_PORT, figures) as server:
+        assert ask(server.url, "/healthz") == (200, {"state": "starting", "lag": None, "outage": None})
+        look(figures, p0=(0, 3), p1=(0, 4))
         stored(figures, 0, 2)
         assert ask(server.url, "/readyz?verbose") == (200, {"state": "active", "lag": 5, "outage": None})
         figures.away("sink", "the database is locked")
@@ -177,15 +192,18 @@ def test_the_answers_are_json_with_a_status() -> None:
         figures.back("sink")
         wait_s(figures, STUCK_S)
         assert ask(server.url, "/healthz")[0] == 503
-        status, _, body = get(server.url, "/healthz", method="HEAD")
-        assert (status, body) == (503, "")
+        with silent_clients(server.url, 1) as (client,), client.makefile("rb") as answer:
+            client.sendall(b"HEAD /healthz HTTP/1.0\r\n\r\n")
+            head = answer.read()
+        assert head.startswith(b"HTTP/1.0 503 ") and head.endswith(b"\r\n\r\n")
         status, _, body = get(server.url, "/")
         assert (status, body) == (404, "there are /healthz, /readyz and /metrics\n")
 
 
 def busy() -> Figures:
-    figures = figures_of(0, 1, 2)
-    figures.saw(ends(p0=30, p1=5))
+    figures = figures_of()
+    look(figures, p0=(0, 30), p1=(0, 5))
+    figures.hold(dict.fromkeys((0, 1, 2)), Lag(None, None, 0, exact=True, first={0: 0, 1: 0, 2: 0}, end={0: 30, 1: 5}))
     gap = Gap(Position(0, 0), Position(0, 4), Position(0, 30))
     batch = Batch(gaps=[gap], progress={0: Progress(Position(0, 20, 3), "m"), 2: Progress(Position(2, 7), "m")})
     figures.wrote(batch, Written(1000, 2, 3), 0.3)
@@ -198,8 +216,8 @@ def busy() -> Figures:
 
 @pytest.mark.parametrize("accept", ["", "application/openmetrics-text; version=1.0.0"])
 def test_the_metrics_are_what_prometheus_reads(accept: str) -> None:
-    with HealthServer(HOLDS, busy()) as server:
-        status, content_type, body = get(server.url, "/metrics", accept=accept)
+    with HealthServer(ANY_PORT, busy()) as server:
+        status, content_type, body = get(server.url, "/metrics", accept)
     assert status == 200
     assert content_type.startswith(accept.partition(";")[0] or "text/plain")
     read = read_openmetrics if accept else read_text
@@ -223,6 +241,38 @@ def test_the_metrics_are_what_prometheus_reads(accept: str) -> None:
         assert "process_resident_memory_bytes" in body
 
 
+def test_the_page_of_metrics_names_them_all() -> None:
+    page = (Path(__file__).parents[2] / "docs/operations.md").read_text(encoding="utf-8")
+    described = set(re.findall(r"^\| `(\w+)` \|", page.partition("\n## Metrics\n")[2], re.MULTILINE))
+    body = Metrics(busy()).render("")[0].decode()
+    exported = set(re.findall(r"^# TYPE crawlbus_consumer_(\w+) ", body, re.MULTILINE))
+    assert described == exported
+
+
+def test_whoever_asks_while_the_figures_change_gets_an_answer() -> None:
+    figures, ended = busy(), threading.Event()
+
+    def change() -> None:
+        number = 0
+        while not ended.is_set():
+            number += 1
+            look(figures, **{f"p{partition}": (number, number + 5) for partition in range(number % 50)})
+            stored(figures, 0, number)
+            figures.away("sink", "locked")
+            figures.back("sink")
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        with HealthServer(ANY_PORT, figures) as server:
+            for _ in range(15):
+                assert get(server.url, "/metrics")[0] == 200
+                assert ask(server.url, "/healthz")[0] == 200
+    finally:
+        ended.set()
+        changing.join()
+
+
 def _others(labels: dict[str, str]) -> list[str]:
     """The labels beside the consumer's name."""
     return [value for name, value in sorted(labels.items()) if name != "consumer"]
@@ -231,7 +281,7 @@ def _others(labels: dict[str, str]) -> list[str]:
 def test_without_the_extra_only_the_metrics_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     monkeypatch.delitem(sys.modules, "consumers.metrics", raising=False)
-    with HealthServer(HOLDS, figures_of(0)) as server:
+    with HealthServer(ANY_PORT, figures_of(0)) as server:
         status, content_type, body = get(server.url, "/metrics")
         assert (status, content_type) == (501, "text/plain")
         assert body == "metrics need an extra: pip install 'crawlbus[metrics]'\n"
@@ -247,7 +297,7 @@ def test_a_port_alone_is_of_the_loopback_interface() -> None:
 
 
 def test_a_port_in_use_is_said_in_one_sentence() -> None:
-    with HealthServer(HOLDS, figures_of()) as server:
+    with HealthServer(ANY_PORT, figures_of()) as server:
         taken = urlsplit(server.url).netloc
         with pytest.raises(Misconfigured) as caught:
             HealthServer(taken, figures_of())
@@ -274,8 +324,9 @@ def silent_clients(url: str, count: int) -> Iterator[list[socket.socket]]:
         ]
 
 
-def test_clients_that_say_nothing_hold_up_nobody() -> None:
-    with HealthServer(HOLDS, figures_of(0)) as server:
+def test_clients_that_say_nothing_hold_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Handler, "timeout", 3600)
+    with HealthServer(ANY_PORT, figures_of(0)) as server:
         with silent_clients(server.url, MAX_CLIENTS - 1):
             assert ask(server.url, "/healthz")[0] == 200
         with silent_clients(server.url, 3 * MAX_CLIENTS) as clients:
@@ -292,29 +343,3 @@ def answered(url: str) -> None:
             return
         except ConnectionError:
             assert time.monotonic() < deadline
-
-
-def test_the_lag_is_looked_at_while_the_bus_answers_and_kept_while_it_does_not(tmp_path: Path) -> None:
-    async def main() -> None:
-        figures = Figures("default", TOPIC)
-        figures.hold({0: None})
-        async with aclosing(await connect_transport(f"sqlite:///{tmp_path / 'bus.db'}")) as transport:
-            await transport.declare(item_log("crawlbus."))
-            watching = asyncio.create_task(watch_lag(transport, figures, each_s=0.01))
-            await until(lambda: figures.lag == 0)
-            await transport.publish(TOPIC, messages(range(5)))
-            await until(lambda: figures.lag)
-        looked_s = figures.looked_s
-        await until(lambda: figures.looked_s != looked_s)
-        assert figures.lag and not watching.done()
-        stored(figures, 0, 1)
-        assert figures.shares[0].stored == 1
-        watching.cancel()
-
-    asyncio.run(main())
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(40):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)

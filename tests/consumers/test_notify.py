@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -152,3 +155,18 @@ def _fits(address: str) -> bool:
         except BlockingIOError:
             return False
         return True
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
+def test_systemd_understands_the_unit_in_the_docs(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/operations.md").read_text(encoding="utf-8")
+    units = re.findall(r"^```ini\n# .*/(\S+\.service)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(units) == 1
+    name, text = units[0]
+    (tmp_path / "consumer.env").touch()
+    unit = text.replace("/etc/crawlbus", str(tmp_path))
+    (tmp_path / name).write_text(unit.replace("/opt/crawlbus/bin/crawlbus", shutil.which("true") or ""))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", str(tmp_path / name)], capture_output=True, text=True, check=False
+    )
+    assert [line for line in (done.stdout + done.stderr).splitlines() if name in line] == []
