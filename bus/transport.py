@@ -68,8 +68,9 @@ class Subscription(Protocol):
     async def seek(self, to: Seek) -> None:
         """LOG only: the next `receive` starts there. A time means the first message published at or after it.
 
-        Positions count `offset` only; other partitions than theirs are not read any more. Raises `PositionExpired` for an offset below the first kept or above
-        the end, `Unsupported` for a QUEUE or where `Capabilities.seek_by` lacks it.
+        Positions count `offset` only; other partitions than theirs are not read any more. Raises `PositionExpired` for
+        an offset below the first kept or above the end, `Unsupported` for a QUEUE or where `Capabilities.seek_by` lacks
+        it.
         """
         ...
 
@@ -104,9 +105,9 @@ class Transport(Protocol):
     ) -> Subscription:
         """A QUEUE has one group, whose readers compete. Each group of a LOG sees every message.
 
-        `start` is for a LOG, and as in `seek`, but `committed` is where the group's last ack left off, or `earliest` for a new group.
-        A group is registered by subscribing: a LOG that can tell keeps what it has not acked, past its retention,
-        until the group has neither subscribed nor acked for 7 days, or for the retention if that is longer.
+        `start` is for a LOG, and as in `seek`; `committed` is where the group's last ack left off, or `earliest` for a
+        new group. A group is registered by subscribing: a LOG that can tell keeps what it has not acked, past its
+        retention, until the group has neither subscribed nor acked for 7 days, or for the retention if that is longer.
         The empty group is never registered and has no committed position.
         Leases live while the subscription is open and the event loop is not blocked for longer than `lease_s`.
         `member` is a name that no other live reader of this QUEUE has, and that the successor of a dead one takes

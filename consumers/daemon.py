@@ -28,6 +28,7 @@ __all__ = ["consume"]
 log = logging.getLogger(__name__)
 
 STANDBY_S = 1.0  # how often one that holds nothing asks for its share
+GROWTH_S = 30.0  # how soon a new partition is noticed
 FENCED_S = 1.0
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
@@ -74,6 +75,8 @@ class _Consumer:
         self._time = asyncio.get_running_loop().time
         self._opened = self._standing_by = False
         self._replaced: frozenset[int] = frozenset()
+        self._known: frozenset[int] = frozenset({0})  # the partitions of the log; a bus that cannot tell has one
+        self._asked_s = 0.0
 
     async def run(self) -> ConsumeResult:
         expired_at = -1  # batches stored when the last position was not found
@@ -104,10 +107,10 @@ class _Consumer:
             await self._sink.open(consumer, topic)
             self._opened = True
         lag = await self._lag()
-        held = await self._sink.hold(_partitions(lag))
+        held = await self._sink.hold(self._known)
         if not held:
             return await self._stand_by()
-        self._say_active(held, lag)
+        self._say_active(len(held))
         reader = LogReader(self._batcher(), self._options.job, self._on_gap, self._replaced)
         start = reader.begin(held, lag, self._time())
         prefetch = max(256, 4 * self._limits.items)  # a batch of single items, and those on their way
@@ -140,7 +143,9 @@ class _Consumer:
         return True
 
     async def _lag(self) -> Lag:
-        return await self._transport.lag(self._topic.name, group=self._options.consumer)
+        lag = await self._transport.lag(self._topic.name, group=self._options.consumer)
+        self._known, self._asked_s = frozenset(lag.end or {0: 0}), self._time()
+        return lag
 
     async def _log_end(self) -> Lag:
         lag = await self._lag()
@@ -158,13 +163,13 @@ class _Consumer:
         while (ended := await self._ending.reached(_Nothing())) is None:
             self._outage.over()
             await self._rest(STANDBY_S)
-            if await self._sink.hold(_partitions(await self._lag())):
+            if await self._sink.hold(await self._partitions()):
                 raise _Reshared
         return ended
 
-    def _say_active(self, held: Mapping[int, object], lag: Lag) -> None:
-        if self._standing_by or len(held) < len(_partitions(lag)):
-            log.warning("storing %d of %d partitions of the log", len(held), len(_partitions(lag)))
+    def _say_active(self, held: int) -> None:
+        if self._standing_by or held < len(self._known):
+            log.warning("storing %d of %d partitions of the log", held, len(self._known))
         self._standing_by = False
 
     async def _keep(self, held: Mapping[int, object]) -> None:
@@ -172,9 +177,15 @@ class _Consumer:
         while True:
             await asyncio.sleep(LEASE_S / 3)
             with suppress(ConnectionLost, SinkUnavailable):  # who reads and who stores will say so
-                now = await self._sink.hold(_partitions(await self._lag()))
+                now = await self._sink.hold(await self._partitions())
                 if now.keys() != held.keys():
                     raise _Reshared
+
+    async def _partitions(self) -> Set[int]:
+        """Of the log, as it was a moment ago: asking is not cheap on every bus."""
+        if self._time() >= self._asked_s + GROWTH_S:
+            await self._lag()
+        return self._known
 
     async def _rest(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -243,8 +254,3 @@ class _Nothing:
 
     def has_read(self, partition: int, offset: int) -> bool | None:
         return None
-
-
-def _partitions(lag: Lag) -> Set[int]:
-    """Of the log; a bus that cannot tell has one."""
-    return frozenset(lag.end or {0: 0})

@@ -24,6 +24,7 @@ __all__ = ["MESSAGE_BYTES", "REPLICAS", "UNKNOWN", "declare", "find", "not_told"
 logger = logging.getLogger(__name__)
 
 QUEUE_PARTITIONS = 16
+LOG_PARTITIONS = 4  # so many consumers may share one
 REPLICAS = 3
 MESSAGE_BYTES = 9 * 1024 * 1024  # a body of 8 MiB, and its headers
 SEGMENT_BYTES = 16 * 1024 * 1024  # of a QUEUE: the last segment of a partition stays, done or not
@@ -116,7 +117,9 @@ def _warn_of_few_replicas(metadata: Any) -> None:
 
 
 def _partitions(topic: Topic) -> int:
-    return QUEUE_PARTITIONS if topic.kind is Kind.QUEUE and topic.hold_s is None else 1
+    if topic.kind is Kind.LOG:
+        return LOG_PARTITIONS
+    return QUEUE_PARTITIONS if topic.hold_s is None else 1
 
 
 def _config(topic: Topic, replicas: int) -> dict[str, str]:

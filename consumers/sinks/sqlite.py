@@ -46,7 +46,7 @@ _TABLE_OF_ITEMS = """CREATE TABLE IF NOT EXISTS "{table}" (
 )"""
 _UPSERT = """INSERT INTO "{table}" (id, job, spider, url, scraped_at, data) VALUES (?, ?, ?, ?, ?, ?)
 ON CONFLICT (id) DO UPDATE SET job = excluded.job, spider = excluded.spider, url = excluded.url,
-scraped_at = excluded.scraped_at, data = excluded.data"""
+scraped_at = excluded.scraped_at, data = excluded.data WHERE excluded.scraped_at >= "{table}".scraped_at"""
 
 
 class SqliteSink:
@@ -167,7 +167,7 @@ class SqliteSink:
                 if self._columns(db):
                     find = f'SELECT {", ".join(COLUMNS)} FROM "{self._table}" WHERE id = ?'
                     there = {row[0]: Row(*row) for id in rows for row in db.execute(find, (id,))}
-        same = sum(there[id] == rows[id] for id in there)
+        same = sum(there[id] == rows[id] or there[id].scraped_at > rows[id].scraped_at for id in there)
         return Changes(len(rows) - len(there), len(there) - same, same)
 
     def _quarantined(self) -> list[Quarantined]:
