@@ -40,7 +40,8 @@ class Share:
     @property
     def lag(self) -> int | None:
         """Messages that wait to be stored; None where it is not known."""
-        return None if self.end is None or self.stored is None else max(0, self.end - self.stored)
+        stored, end = self.stored, self.end
+        return None if end is None or stored is None else max(0, end - stored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,9 @@ class Figures:
     write_counts: list[int] = field(default_factory=lambda: [0] * (len(WRITE_BOUNDS_S) + 1))
     shares: Mapping[int, Share] = field(default_factory=dict)
     outages: Mapping[System, Outage] = field(default_factory=dict)
-    looked_s: float | None = None  # when what is held was last told
+    looked_s: float | None = None  # when it was last seen how far the log reaches
+    _first: Mapping[int, int] = field(default_factory=dict)
+    _end: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def lag(self) -> int | None:
@@ -82,18 +85,26 @@ class Figures:
         known = [lag for lag in lags if lag is not None]
         return sum(known) if lags and len(known) == len(lags) else None
 
-    def hold(self, held: Mapping[int, Progress | None], lag: Lag) -> None:
-        """These partitions are ours now, and no others, as far as they are stored; and so far the log reaches."""
-        now_s, first, end = self.clock(), lag.first or {}, lag.end or {}
-        shares = {}
+    def hold(self, held: Mapping[int, Progress | None]) -> None:
+        """These partitions are ours now, and no others, as far as they are stored. Harmless if repeated."""
+        now_s, shares = self.clock(), {}
         for partition, progress in held.items():
-            known = self.shares.get(partition) or Share(first.get(partition), None, now_s)
+            known = self.shares.get(partition) or Share(self._first.get(partition), self._end.get(partition), now_s)
             stored = known.stored if progress is None else progress.next.offset
-            stands = known.lag and stored == known.stored  # where nothing waited, what waits now waits from now on
-            shares[partition] = Share(stored, end.get(partition), known.still_since_s if stands else now_s)
-        self.shares, self.looked_s = shares, now_s
+            since_s = known.still_since_s if stored == known.stored else now_s
+            shares[partition] = Share(stored, known.end, since_s)
+        self.shares = shares
         if self.stage is not Stage.STOPPING:
             self.stage = Stage.ACTIVE if shares else Stage.STANDBY
+
+    def saw(self, lag: Lag) -> None:
+        """From where to where the log reaches now."""
+        self._first, self._end, self.looked_s = lag.first or {}, lag.end or {}, self.clock()
+        for partition, share in self.shares.items():
+            if not share.lag:  # whoever waits, waits from now on
+                share.still_since_s = self.looked_s
+            share.stored = self._first.get(partition) if share.stored is None else share.stored
+            share.end = self._end.get(partition)
 
     def wrote(self, batch: Batch, written: Written, seconds: float) -> None:
         """The sink has taken a batch, in so many seconds."""

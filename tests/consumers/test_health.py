@@ -48,10 +48,12 @@ def figures_of(*partitions: int) -> Figures:
 def look(figures: Figures, **shares: tuple[int | None, int]) -> None:
     """`p3=(4, 7)`: partition 3 is ours, stored up to offset 4 (None: not at all), and ends at 7; it begins at 0."""
     held = {int(name[1:]): share for name, share in shares.items()}
-    figures.hold(
-        {number: None if at is None else Progress(Position(number, at), "") for number, (at, _) in held.items()},
-        Lag(None, None, 0, exact=True, first=dict.fromkeys(held, 0), end={p: end for p, (_, end) in held.items()}),
-    )
+    firsts, log_ends = dict.fromkeys(held, 0), {partition: end for partition, (_, end) in held.items()}
+    figures.saw(Lag(None, None, 0, exact=True, first=firsts, end=log_ends))
+    figures.hold({
+        partition: None if at is None else Progress(Position(partition, at), "")
+        for partition, (at, _) in held.items()
+    })  # fmt: skip
 
 
 def wait_s(figures: Figures, seconds: float) -> None:
@@ -95,6 +97,18 @@ def test_a_partition_that_stands_still_with_work_to_do_is_not_alive(first: int |
     assert not_alive(figures) == "partition 0 has 11 messages to store, and none was stored for 120 s"
     stored(figures, 0, 1)
     assert not_alive(figures) is None
+
+
+def test_what_was_seen_of_the_log_counts_for_a_partition_that_is_taken_over_later() -> None:
+    figures = figures_of()
+    look(figures, p0=(3, 10), p1=(None, 5))
+    figures.hold({1: None})
+    assert figures.lag == 5
+    figures.hold({0: Progress(Position(0, 7), ""), 1: None})
+    assert figures.lag == 8
+    wait_s(figures, STUCK_S)
+    figures.hold({0: Progress(Position(0, 8), ""), 1: Progress(Position(1, 1), "")})
+    assert (figures.lag, not_alive(figures)) == (6, None)
 
 
 def test_one_message_of_many_items_is_progress() -> None:
@@ -171,7 +185,8 @@ def test_a_lag_that_is_not_known_is_no_reason_to_fail(bound: dict[int, int] | No
     figures = figures_of()
     for _ in range(3):
         lag = Lag(None, None, None, exact=False, first=bound, end=bound)
-        figures.hold({0: None, 1: Progress(Position(1, 5), "")}, lag)
+        figures.hold({0: None, 1: Progress(Position(1, 5), "")})
+        figures.saw(lag)
         wait_s(figures, STUCK_S - 1)
         assert (figures.lag, not_alive(figures), not_ready(figures)) == (None, None, None)
 
@@ -203,7 +218,7 @@ def test_the_answers_are_json_with_a_status() -> None:
 def busy() -> Figures:
     figures = figures_of()
     look(figures, p0=(0, 30), p1=(0, 5))
-    figures.hold(dict.fromkeys((0, 1, 2)), Lag(None, None, 0, exact=True, first={0: 0, 1: 0, 2: 0}, end={0: 30, 1: 5}))
+    figures.hold(dict.fromkeys((0, 1, 2)))
     gap = Gap(Position(0, 0), Position(0, 4), Position(0, 30))
     batch = Batch(gaps=[gap], progress={0: Progress(Position(0, 20, 3), "m"), 2: Progress(Position(2, 7), "m")})
     figures.wrote(batch, Written(1000, 2, 3), 0.3)

@@ -19,13 +19,11 @@ import pytest
 
 from bus.message import Position
 from bus.process import PARENT_FD
-from bus.transport import Lag
 from consumers.figures import Figures
 from consumers.progress import WINDOW_S, _Line
 from consumers.sink import Progress
 
 WIDTH = 80
-NOTHING = Lag(None, None, None, exact=False)
 LONG = "a log line that is longer than the terminal is wide: https://shop.example/" + "0123456789" * 12
 
 # Stores 41 items, then as many as each line of standard input says; an empty line ends it.
@@ -186,7 +184,7 @@ def test_where_there_is_no_terminal_there_is_no_line(environment: dict[str, str]
 def test_the_rate_is_that_of_the_last_seconds() -> None:
     now_s = 0.0
     figures = Figures("default", "crawlbus.items", clock=lambda: now_s)
-    figures.hold({0: Progress(Position(0, 0), "")}, NOTHING)
+    figures.hold({0: Progress(Position(0, 0), "")})
     line = _Line(figures)
     assert str(line.render()) == "0 items stored · 0 items/s"
     for _ in range(20):
@@ -201,7 +199,7 @@ def test_the_rate_is_that_of_the_last_seconds() -> None:
     now_s += WINDOW_S / 2
     figures.quarantined = 3
     figures.away("sink", "locked")
-    figures.hold({}, NOTHING)
+    figures.hold({})
     now_s += 34
     shown = str(line.render())
     assert shown == "20,000 items stored · 0 items/s · 3 in quarantine · standby · the sink is away for 34 s"
