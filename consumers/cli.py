@@ -1,4 +1,4 @@
-"""The commands of this room: `consume` and `dead`."""
+"""The commands of this room: `consume`, `dead` and `quarantine`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 from bus.cli import Call, common, setting
 from bus.errors import BusError
 from consumers.dead_cli import dead
+from consumers.quarantine_cli import quarantine
 
 __all__ = ["commands"]
 
@@ -88,4 +89,4 @@ def consume(
     return 0
 
 
-commands: list[click.Command] = [consume, dead]
+commands: list[click.Command] = [consume, dead, quarantine]

@@ -49,7 +49,7 @@ def list_(call: Call, choice: Choice) -> None:
 
     \b
     Examples:
-      crawlbus dead list --job shop --since 2026-11-21
+      crawlbus dead list --job shop --host shop.example --since 2026-11-21
       crawlbus dead list --reason callback --limit 500 --json
     """
 

@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from consumers.rows import to_json
-
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -20,6 +18,8 @@ SHOWN_REASONS = 20
 
 def plain(value: Any) -> Any:
     """Any value of a message, made of what JSON has. An integer that is too long for it: in hexadecimal."""
+    from consumers.rows import to_json
+
     try:
         return json.loads(to_json(value))
     except ValueError:
