@@ -28,27 +28,19 @@ FORMAT = 2
 
 
 class FileLedger:
-    """One member of a consumer, and the two files PATH.progress and PATH.quarantine.
+    """One member of a consumer of the sink `path`, and the two files BASE.progress and BASE.quarantine.
 
     The first is replaced atomically, under a lock on `lock`, once what it tells of is on disk; the second counts up to
-    the length that the first names. Whoever holds the lock reads the first anew: see `transaction`.
+    the length that the first names. Whoever has locked it loads the first anew.
     """
 
-    def __init__(self, path: Path, lock: Path) -> None:
+    def __init__(self, path: Path, base: Path, lock: Path) -> None:
         self._path, self._lock_path = path, lock
-        self.progress = path.with_name(path.name + ".progress")
-        self._quarantine = path.with_name(path.name + ".quarantine")
+        self.progress = base.with_name(base.name + ".progress")
+        self._quarantine = base.with_name(base.name + ".quarantine")
         self._consumer, self._topic = "", ""
         self._member = new_member()
         self._epochs: dict[int, int] = {}
-
-    def join(self, consumer: str, topic: str) -> None:
-        """Of whom we are a member from now on."""
-        self._consumer, self._topic = consumer, topic
-
-    @property
-    def joined(self) -> bool:
-        return bool(self._consumer)
 
     @contextmanager
     def locked(self) -> Iterator[int]:
@@ -75,13 +67,11 @@ class FileLedger:
                 raise SinkUnavailable(f"the sink {self._path} is locked by another process")
             time.sleep(0.02)
 
-    # what PATH.progress holds; each is called while it is locked
+    # what BASE.progress holds; each is called while it is locked
 
-    def create(self, **more: Any) -> dict[str, Any]:
+    def create(self, **more: Any) -> None:
         """The first one, with whatever else the sink keeps."""
-        state = {"format": FORMAT, **more, "quarantine": 0, "dropped": [], "consumers": {}, "gaps": []}
-        self.save(state)
-        return state
+        self.save({"format": FORMAT, **more, "quarantine": 0, "dropped": [], "consumers": {}, "gaps": []})
 
     def load(self) -> dict[str, Any]:
         try:
@@ -95,6 +85,15 @@ class FileLedger:
     def save(self, state: Mapping[str, Any]) -> None:
         """Atomically, and on disk when it returns."""
         replace_file(self.progress, json.dumps(state, indent=1).encode())
+
+    def join(self, state: dict[str, Any], consumer: str, topic: str) -> None:
+        """Of whom we are a member from now on."""
+        self.leave(state)
+        self._consumer, self._topic, self._epochs = consumer, topic, {}
+
+    @property
+    def joined(self) -> bool:
+        return bool(self._consumer)
 
     def hold(self, state: dict[str, Any], partitions: Set[int]) -> dict[int, Progress | None]:
         """`Sink.hold`; what it changes in `state` is to be saved."""
@@ -116,25 +115,36 @@ class FileLedger:
         found = (_progress(int(partition), row["at"]) for partition, row in self._ours(state)["partitions"].items())
         return [progress for progress in found if progress is not None]
 
-    def advance(self, state: dict[str, Any], batch: Batch, rejects: Iterable[Reject]) -> None:
-        """Everything of a batch but its rows. Raises `Fenced`, with nothing changed."""
-        partitions = self._ours(state)["partitions"]
-        for partition, progress in batch.progress.items():
-            row = partitions.get(str(partition))
-            if row is None or row["epoch"] != self._epochs.get(partition):
-                raise Fenced(f"another consumer named {self._consumer!r} has taken over partition {partition}")
-            row["at"] = [progress.next.offset, progress.next.index, clean_text(progress.message)]
-        if batch.resolved:
-            self.drop(state, batch.resolved)
+    def advance(self, state: dict[str, Any], batch: Batch, rejects: Iterable[Reject]) -> bool:
+        """Everything of a batch but its rows; False, with nothing done, if it was stored already: rows of a file that
+        are written again are there twice. Raises `Fenced`; `state` is not to be saved then."""
+        moved = self._move(state, batch.progress)
+        resolved = self.drop(state, batch.resolved) if batch.resolved else 0
+        if (batch.progress or batch.resolved) and not moved and not resolved:
+            return False
         self._set_aside(state, rejects)
         who = {"consumer": self._consumer, "topic": self._topic}
         for gap in batch.gaps:
             where = {"asked": str(gap.asked), "first": str(gap.first), "end": str(gap.end)}
             state["gaps"].append({**who, **where, "at": utc_text(time.time())})
+        return True
+
+    def _move(self, state: dict[str, Any], progress: Mapping[int, Progress]) -> bool:
+        """Whether any partition was not there yet."""
+        partitions, moved = self._ours(state)["partitions"], False
+        for partition, (next, message) in progress.items():
+            row = partitions.get(str(partition))
+            if row is None or row["epoch"] != self._epochs.get(partition):
+                raise Fenced(f"another consumer named {self._consumer!r} has taken over partition {partition}")
+            at = [next.offset, next.index, message]
+            moved |= row["at"] != at
+            row["at"] = at
+        return moved
 
     def leave(self, state: dict[str, Any]) -> None:
         """What we hold is free."""
-        self._ours(state)["members"].pop(self._member.id, None)
+        if self._consumer:
+            self._ours(state)["members"].pop(self._member.id, None)
 
     def _ours(self, state: dict[str, Any]) -> dict[str, Any]:
         topics = state["consumers"].setdefault(self._consumer, {})
@@ -150,7 +160,8 @@ class FileLedger:
         except FileNotFoundError:
             return []
         latest = {entry["id"]: entry for entry in map(json.loads, lines)}
-        return [_quarantined(entry) for id, entry in latest.items() if id not in state["dropped"]]
+        found = [_quarantined(entry) for id, entry in latest.items() if id not in state["dropped"]]
+        return sorted(found, key=lambda each: each.at)
 
     def drop(self, state: dict[str, Any], ids: Sequence[str]) -> int:
         """`Sink.drop`. The lines stay: they could not go in the moment in which their items are stored."""
@@ -178,8 +189,9 @@ class FileLedger:
         key = repr((self._consumer, self._topic, str(reject.position), reject.id)).encode("utf-8", "backslashreplace")
         return {
             "id": blake2b(key, digest_size=8).hexdigest(), "consumer": self._consumer, "topic": self._topic,
-            "position": str(reject.position), "message": clean_text(reject.id), "at": utc_text(time.time()),
-            "reason": reject.reason, "headers": dict(reject.headers), "content": b64encode(reject.content).decode(),
+            "position": str(reject.position), "message": reject.id, "at": utc_text(time.time()),
+            "reason": clean_text(reject.reason), "headers": dict(reject.headers),
+            "content": b64encode(reject.content).decode(),
         }  # fmt: skip
 
 

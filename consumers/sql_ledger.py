@@ -110,7 +110,7 @@ class SqlLedger:
             moved = db.execute(
                 f"""UPDATE sink_progress SET "offset" = ?, item = ?, message = ?
                 WHERE {OURS} AND "partition" = ? AND epoch = ?""",
-                (*progress.next[1:], clean_text(progress.message), *self._ours, partition, self._epochs.get(partition)),
+                (*progress.next[1:], _escape(progress.message), *self._ours, partition, self._epochs.get(partition)),
             )
             if moved.rowcount != 1:
                 raise Fenced(f"another consumer named {self._consumer!r} has taken over partition {partition}")
@@ -119,14 +119,18 @@ class SqlLedger:
 
     def _record(self, db: Database, gaps: Iterable[Gap]) -> None:
         for gap in gaps:
-            values = (*self._ours, gap.asked.partition, str(gap.asked), str(gap.first), str(gap.end), _now())
-            db.execute("INSERT INTO sink_gaps VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+            values = (*self._ours, gap.asked.partition, str(gap.asked), str(gap.first), str(gap.end))
+            db.execute(  # it is there if this batch is a repeated one
+                f'DELETE FROM sink_gaps WHERE {OURS} AND "partition" = ? AND asked = ? AND first = ? AND "end" = ?',
+                values,
+            )
+            db.execute("INSERT INTO sink_gaps VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*values, _now()))
 
     def set_aside(self, db: Database, rejects: Iterable[Reject]) -> None:
         """Into quarantine; what stands there already gets the new reason."""
         for reject in rejects:
             values = (
-                self._key(reject), *self._ours, *reject.position, clean_text(reject.id).replace("\0", ""), _now(),
+                self._key(reject), *self._ours, *reject.position, _escape(reject.id), _now(),
                 clean_text(reject.reason).replace("\0", ""), dumps(dict(reject.headers), default=repr), reject.content,
             )  # fmt: skip
             db.execute(
@@ -161,15 +165,24 @@ class SqlLedger:
 
 
 def _progress(partition: int, offset: int | None, item: int, message: str) -> Progress | None:
-    return None if offset is None else Progress(Position(partition, offset, item), message)
+    return None if offset is None else Progress(Position(partition, offset, item), _unescape(message))
 
 
 def _quarantined(
     id: str, consumer: str, topic: str, at: str,
     partition: int, offset: int, item: int, reason: str, message: str, headers: str, content: bytes,
 ) -> Quarantined:  # fmt: skip
-    reject = Reject(Position(partition, offset, item), reason, message, loads(headers), bytes(content))
+    reject = Reject(Position(partition, offset, item), reason, _unescape(message), loads(headers), bytes(content))
     return Quarantined(id, consumer, topic, at, reject)
+
+
+def _escape(text: str) -> str:
+    """Text that every database takes, NUL and lone surrogates too; a usual id is as it was."""
+    return dumps(text)[1:-1]
+
+
+def _unescape(text: str) -> str:
+    return str(loads(f'"{text}"'))
 
 
 def _now() -> str:

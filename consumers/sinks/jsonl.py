@@ -26,16 +26,16 @@ R = TypeVar("R")
 class JsonlSink:
     """A file of JSON lines. An id may stand in it twice: a file cannot take a line back.
 
-    FILE.progress holds the committed length of FILE, and each consumer's epoch and positions; it is replaced
+    FILE.progress holds the committed length of FILE, and each consumer's members and positions; it is replaced
     atomically once FILE is on disk. What stands behind that length was never committed, and is cut off. Each
-    write holds a lock on FILE, so that a stale consumer is fenced, and two of different names may share FILE.
-    FILE.quarantine holds what could not be stored, the content as base64.
+    write holds a lock on FILE, so that several consumers may share FILE. FILE.quarantine holds what could not be
+    stored, the content as base64.
     """
 
     limits = Limits()
 
     def __init__(self, path: Path) -> None:
-        self._path, self._ledger = path, FileLedger(path, path)
+        self._path, self._ledger = path, FileLedger(path, path, path)
         self._encode = _compressor(path) if path.suffix == ".zst" else _as_is
         self._thread = OwnThread("jsonl-sink")
 
@@ -46,8 +46,7 @@ class JsonlSink:
         return cls(file_path(url))
 
     async def open(self, consumer: str, topic: str) -> None:
-        self._ledger.join(consumer, topic)
-        await self._run(self._open)
+        await self._run(self._open, consumer, topic)
 
     async def hold(self, partitions: Set[int]) -> Mapping[int, Progress | None]:
         return await self._run(self._hold, partitions)
@@ -78,7 +77,7 @@ class JsonlSink:
 
     # what runs in the thread
 
-    def _open(self) -> None:
+    def _open(self, consumer: str, topic: str) -> None:
         with self._ledger.locked() as file:
             if not self._ledger.progress.exists():
                 if os.fstat(file).st_size:
@@ -87,7 +86,9 @@ class JsonlSink:
                         f" (there is no {self._ledger.progress.name} beside it): name another file"
                     )
                 self._ledger.create(length=0)
-            self._cut(file, self._ledger.load()["length"])
+        with self._changing() as (file, state):
+            self._cut(file, state["length"])
+            self._ledger.join(state, consumer, topic)
 
     def _hold(self, partitions: Set[int]) -> dict[int, Progress | None]:
         with self._changing() as (_, state):
@@ -103,8 +104,8 @@ class JsonlSink:
         lines = b"".join(_line(row) for _, row in rows)
         with self._changing() as (file, state):
             self._cut(file, state["length"])
-            self._ledger.advance(state, batch, rejects)
-            state["length"] += append(file, self._encode(lines)) if lines else 0
+            if self._ledger.advance(state, batch, rejects) and lines:
+                state["length"] += append(file, self._encode(lines))
         return Written(len(rows), len(rejects))
 
     def _quarantined(self) -> list[Quarantined]:

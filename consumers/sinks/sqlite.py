@@ -78,8 +78,7 @@ class SqliteSink:
         return cls(file_path(url), options.get("table", "items"))
 
     async def open(self, consumer: str, topic: str) -> None:
-        self._ledger = SqlLedger(consumer, self._table, topic)
-        await self._run(self._open)
+        await self._run(self._open, SqlLedger(consumer, self._table, topic))
 
     async def hold(self, partitions: Set[int]) -> Mapping[int, Progress | None]:
         return await self._transact(lambda db: self._ledger.hold(db, partitions, time.time()))
@@ -97,8 +96,7 @@ class SqliteSink:
         return await self._run(self._quarantined)
 
     async def drop(self, ids: Sequence[str]) -> int:
-        await self._run(self._connect)
-        return await self._transact(lambda db: self._ledger.drop(db, ids))
+        return await self._run(self._drop, ids)
 
     async def aclose(self) -> None:
         await self._thread.aclose(self._close)
@@ -119,8 +117,9 @@ class SqliteSink:
 
     # what runs in the thread
 
-    def _open(self) -> None:
+    def _open(self, ledger: SqlLedger) -> None:
         self._close()
+        self._ledger = ledger
         if not self._path.parent.is_dir():
             raise StorageFailed(f"the sink {self._path} cannot be made: there is no directory {self._path.parent}")
         self._connect(create=True)
@@ -133,7 +132,8 @@ class SqliteSink:
             raise Misconfigured(f"there is no sink {self._path}: give the --sink that the consumer stores to")
         db = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         self._connection = db
-        db.execute("PRAGMA journal_mode = WAL")
+        if create:
+            db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         info = os.stat(self._path)
         self._inode = (info.st_dev, info.st_ino)
@@ -172,10 +172,11 @@ class SqliteSink:
 
     def _quarantined(self) -> list[Quarantined]:
         self._connect()
-        db = self._db()
-        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'sink_quarantine'").fetchone():
-            return []
-        return SqlLedger.quarantined(db, self._table)
+        return SqlLedger.quarantined(self._db(), self._table) if self._has("sink_quarantine") else []
+
+    def _drop(self, ids: Sequence[str]) -> int:
+        self._connect()
+        return self._transaction(lambda db: SqlLedger.drop(db, ids)) if self._has("sink_quarantine") else 0
 
     def _insert(self, db: sqlite3.Connection, rows: Sequence[tuple[Position, Row]]) -> list[tuple[Position, str]]:
         """Insert all that the table takes, halving what it refuses (a CHECK or a trigger of the user's)."""
@@ -236,8 +237,11 @@ class SqliteSink:
         self._connection = None
 
     def _leave(self, db: sqlite3.Connection) -> None:
-        if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'sink_members'").fetchone():
+        if self._has("sink_members"):
             self._ledger.leave(db)
+
+    def _has(self, table: str) -> bool:
+        return bool(self._db().execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone())
 
 
 def _code(error: sqlite3.Error) -> int:
