@@ -66,7 +66,7 @@ def item_messages(job: str, spider: str, run: int, packed: Sequence[bytes]) -> l
     return messages
 
 
-def _message(packed: Sequence[bytes], headers: Headers) -> Message:
+def _message(packed: list[bytes], headers: Headers) -> Message:
     id = new_id()
     return Message(id, pack_array(packed), headers, id[:8].encode())
 

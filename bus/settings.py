@@ -57,11 +57,29 @@ class Settings(BaseModel):
     sink: Annotated[str | None, _url("Where items are stored.", "sqlite:///items.db")] = None
     workers: Annotated[int, _setting("Worker processes of one command.", "a whole number, 1 or more", ge=1)] = 1
     batch_size: Annotated[
-        int, _setting("Items that a consumer stores in one transaction.", "a whole number, 1 or more", ge=1)
-    ] = 1000
+        int | None,
+        _setting(
+            "Items that a consumer stores in one transaction; by default what the sink does best.",
+            "a whole number, 1 or more",
+            ge=1,
+        ),
+    ] = None
     batch_seconds: Annotated[
-        float, _setting("Seconds that a consumer waits for a batch to fill.", "a number, 0 or more", ge=0)
-    ] = 1.0
+        float | None,
+        _setting(
+            "Seconds that a consumer waits for a batch to fill; by default what the sink does best.",
+            "a number, 0 or more",
+            ge=0,
+        ),
+    ] = None
+    health: Annotated[
+        str | None,
+        _setting(
+            "Where a consumer answers /healthz, /readyz and /metrics.",
+            "a port like 9100, or HOST:PORT",
+            pattern=r"^([^\s]*:)?[0-9]{1,5}$",
+        ),
+    ] = None
     grace_s: Annotated[
         float,
         _setting("Seconds to finish what is in flight on SIGTERM.", "a number, 0 or more", flag=False, ge=0),

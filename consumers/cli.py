@@ -27,6 +27,7 @@ class NothingToDo(BusError):
 )
 @setting("batch_size", "N")
 @setting("batch_seconds", "S")
+@setting("health", "[HOST:]PORT")
 @click.option("--until-drained", is_flag=True, help="End when all jobs have ended and all is stored.")
 @click.option("--wait", type=click.FloatRange(0), default=60.0, metavar="S", show_default=True,
               help="With --until-drained: how long to wait for the first job.")  # fmt: skip
@@ -66,15 +67,15 @@ def consume(
     options = ConsumeOptions(
         name=name,
         job=settings.job,
-        batch_items=None if settings.origin("batch_size") == "default" else settings.batch_size,
-        batch_seconds=None if settings.origin("batch_seconds") == "default" else settings.batch_seconds,
+        batch_items=settings.batch_size,
+        batch_seconds=settings.batch_seconds,
         until_drained=until_drained,
         wait_s=wait,
         limit=limit,
         time_limit_s=time_limit,
         accept_gap=accept_gap,
     )
-    result = asyncio.run(consume_process(settings, options))
+    result = asyncio.run(consume_process(settings, options, quiet=call.as_json))
     if not is_child():
         aside = f", {result.quarantined:,} entries in quarantine" if result.quarantined else ""
         call.answer(

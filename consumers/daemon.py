@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from bus.capabilities import Durability
 from bus.errors import BusError, ConnectionLost, Misconfigured, PositionExpired, Unsupported
+from bus.message import Delivery
 from bus.state import State
 from bus.topic import item_log
 from bus.transport import Lag, Subscription, Transport
 from consumers.batcher import Batcher
 from consumers.ending import LOOK_S, Ending
+from consumers.figures import Figures
 from consumers.jobs import JobsTold
 from consumers.members import LEASE_S
 from consumers.options import ConsumeOptions, ConsumeResult, Ended
@@ -22,19 +24,25 @@ from consumers.outage import Outage
 from consumers.pump import IDLE_S, Pump
 from consumers.reader import LogGap, LogReader, LogReplaced
 from consumers.sink import Batch, Fenced, Gap, Limits, Progress, Sink, SinkUnavailable, Written
+from consumers.watch import Watch
 
 __all__ = ["consume"]
 
 log = logging.getLogger(__name__)
 
 STANDBY_S = 1.0  # how often one that holds nothing asks for its share
-GROWTH_S = 30.0  # how soon a new partition is noticed
+LOOK_AT_LOG_S = 10.0
 FENCED_S = 1.0
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
 async def consume(
-    transport: Transport, state: State | None, sink: Sink, options: ConsumeOptions, stop: asyncio.Event
+    transport: Transport,
+    state: State | None,
+    sink: Sink,
+    options: ConsumeOptions,
+    stop: asyncio.Event,
+    watch: Watch | None = None,
 ) -> ConsumeResult:
     """Store the item log in the sink, until `stop` is set or the options say so. Closes none of its arguments.
 
@@ -48,7 +56,8 @@ async def consume(
         raise Misconfigured(f"--name {options.name!r}: use a-z, 0-9, '.', '_' and '-', at most 63 of them")
     if options.until_drained and state is None:
         raise Misconfigured("--until-drained asks the state whether the jobs have ended: set --state")
-    return await _Consumer(transport, state, sink, options, stop).run()
+    watch = watch or Watch(Figures(options.consumer, item_log(options.prefix).name))
+    return await _Consumer(transport, state, sink, options, stop, watch).run()
 
 
 class _Reshared(Exception):
@@ -65,7 +74,9 @@ class _Consumer:
         sink: Sink,
         options: ConsumeOptions,
         stop: asyncio.Event,
+        watch: Watch,
     ) -> None:
+        self._watch, self._figures = watch, watch.figures
         self._transport, self._sink, self._options, self._stop = transport, sink, options, stop
         self._topic = item_log(options.prefix, options.retention_s)
         self._jobs = JobsTold(state, options.name)
@@ -86,6 +97,8 @@ class _Consumer:
                 self._outage.over()
                 return self._result
             except (ConnectionLost, SinkUnavailable) as error:
+                self._figures.away("sink" if isinstance(error, SinkUnavailable) else "bus", str(error))
+                self._watch.turn()
                 if not await self._outage.wait(error):
                     raise
             except _Reshared:
@@ -107,7 +120,8 @@ class _Consumer:
             await self._sink.open(consumer, topic)
             self._opened = True
         lag = await self._lag()
-        held = await self._sink.hold(self._known)
+        self._figures.back("bus")
+        held = await self._hold()
         if not held:
             return await self._stand_by()
         self._say_active(len(held))
@@ -145,6 +159,7 @@ class _Consumer:
     async def _lag(self) -> Lag:
         lag = await self._transport.lag(self._topic.name, group=self._options.consumer)
         self._known, self._asked_s = frozenset(lag.end or {0: 0}), self._time()
+        self._figures.saw(lag)
         return lag
 
     async def _log_end(self) -> Lag:
@@ -162,8 +177,10 @@ class _Consumer:
         self._standing_by = True
         while (ended := await self._ending.reached(_Nothing())) is None:
             self._outage.over()
+            self._watch.turn()
             await self._rest(STANDBY_S)
-            if await self._sink.hold(await self._partitions()):
+            await self._look()
+            if await self._hold():
                 raise _Reshared
         return ended
 
@@ -177,15 +194,21 @@ class _Consumer:
         while True:
             await asyncio.sleep(LEASE_S / 3)
             with suppress(ConnectionLost, SinkUnavailable):  # who reads and who stores will say so
-                now = await self._sink.hold(await self._partitions())
+                await self._look()
+                now = await self._hold()
                 if now.keys() != held.keys():
                     raise _Reshared
 
-    async def _partitions(self) -> Set[int]:
-        """Of the log, as it was a moment ago: asking is not cheap on every bus."""
-        if self._time() >= self._asked_s + GROWTH_S:
+    async def _hold(self) -> Mapping[int, Progress | None]:
+        held = await self._sink.hold(self._known)
+        self._figures.hold(held)
+        self._figures.back("sink")
+        return held
+
+    async def _look(self) -> None:
+        """How far the log reaches, every now and then: asking is not cheap on every bus."""
+        if self._time() >= self._asked_s + LOOK_AT_LOG_S:
             await self._lag()
-        return self._known
 
     async def _rest(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -197,8 +220,14 @@ class _Consumer:
         async def store(batch: Batch) -> None:
             await self._store(subscription, batch)
 
+        async def ended() -> Ended | None:
+            self._watch.turn()
+            if (reason := await self._ending.reached(reader)) is not None:
+                self._watch.stopping()
+            return reason
+
         pump = Pump(
-            reader, subscription, store, lambda: self._ending.reached(reader), on_read=self._outage.over,
+            reader, subscription, store, ended, on_read=self._on_read,
             idle_s=min(IDLE_S, LOOK_S) if self._options.until_drained else IDLE_S,
         )  # fmt: skip
         pumping, keeping = asyncio.create_task(pump.run()), asyncio.create_task(self._keep(held))
@@ -211,6 +240,11 @@ class _Consumer:
             pumping.cancel()
             keeping.cancel()
             await asyncio.gather(pumping, keeping, return_exceptions=True)
+
+    def _on_read(self, deliveries: Sequence[Delivery]) -> None:
+        self._outage.over()
+        self._figures.back("bus")
+        self._figures.bytes_read += sum(len(delivery.message.body) for delivery in deliveries)
 
     async def _store(self, subscription: Subscription, batch: Batch) -> None:
         written = await self._write(batch)
@@ -232,13 +266,17 @@ class _Consumer:
         """Until the sink has taken it; while it cannot, reading stops by itself, as the queue is full."""
         outage = Outage(self._stop, self._ending.deadline)
         while True:
+            began_s = self._time()
             try:
                 written = await self._sink.write(batch)
             except SinkUnavailable as error:
+                self._figures.away("sink", str(error))
                 if not await outage.wait(error):
                     raise
             else:
                 outage.over()
+                self._figures.back("sink")
+                self._figures.wrote(batch, written, self._time() - began_s)
                 return written
 
     async def _ack_all(self, reader: LogReader, subscription: Subscription) -> None:

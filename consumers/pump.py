@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
+from bus.message import Delivery
 from bus.transport import Subscription
 from consumers.options import Ended
 from consumers.reader import LogReader
@@ -29,7 +30,7 @@ class Pump:
         store: Callable[[Batch], Awaitable[None]],
         ended: Callable[[], Awaitable[Ended | None]],
         *,
-        on_read: Callable[[], None] = lambda: None,
+        on_read: Callable[[Sequence[Delivery]], None] = lambda _: None,
         idle_s: float = IDLE_S,
     ) -> None:
         self._reader, self._subscription, self._store, self._ended = reader, subscription, store, ended
@@ -67,7 +68,7 @@ class Pump:
             due_s = None
         timeout_s = min(self._idle_s, due_s or self._idle_s)
         deliveries = await self._subscription.receive(max_messages=self._reader.fetch, timeout_s=timeout_s)
-        self._on_read()
+        self._on_read(deliveries)
         for delivery in deliveries:
             for batch in self._reader.take(delivery, self._time()):
                 await self._batches.put(batch)

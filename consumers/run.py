@@ -13,11 +13,14 @@ from bus.errors import Misconfigured
 from bus.process import PARENT_FD, is_child
 from bus.registry import connect_state, connect_transport
 from bus.settings import Settings, state_url
+from bus.topic import item_log
 from bus.transport import Transport
 from bus.url import bus_options, scheme
 from consumers.daemon import consume
+from consumers.figures import Figures
 from consumers.options import ConsumeOptions, ConsumeResult
 from consumers.sink import sink_of
+from consumers.watch import Watch, watched
 
 __all__ = ["connected", "consume_process", "consume_urls"]
 
@@ -35,7 +38,7 @@ async def connected(bus: str) -> AsyncIterator[Transport]:
 
 
 async def consume_urls(
-    bus: str, state: str | None, sink: str, options: ConsumeOptions, stop: asyncio.Event
+    bus: str, state: str | None, sink: str, options: ConsumeOptions, stop: asyncio.Event, watch: Watch | None = None
 ) -> ConsumeResult:
     """`consume` with its parts made from URLs, and closed. Prefix and retention are those of the bus's URL."""
     options = replace(options, **bus_options(bus)._asdict())
@@ -43,7 +46,7 @@ async def consume_urls(
     try:
         shared = await connect_state(state) if state is not None else None
         try:
-            return await consume(transport, shared, target, options, stop)
+            return await consume(transport, shared, target, options, stop, watch)
         finally:
             await target.aclose()
             if shared is not None:
@@ -52,9 +55,9 @@ async def consume_urls(
         await transport.aclose()
 
 
-async def consume_process(settings: Settings, options: ConsumeOptions) -> ConsumeResult:
+async def consume_process(settings: Settings, options: ConsumeOptions, *, quiet: bool = False) -> ConsumeResult:
     """Until the options say so, or a signal: the first ends it in good order, the second at once with code 130.
-    It ends, too, when the process that started it is gone."""
+    It ends, too, when the process that started it is gone. `quiet`: no line on the terminal."""
     if settings.sink is None:
         raise Misconfigured("no sink is set: say where items go, by --sink sqlite:///items.db or CRAWLBUS_SINK")
     if scheme(settings.bus) == "memory":
@@ -63,7 +66,9 @@ async def consume_process(settings: Settings, options: ConsumeOptions) -> Consum
     _end_on_signals(stop)
     _end_with_parent(stop)
     state = _state_or_none(settings) if not options.until_drained else state_url(settings)
-    return await consume_urls(settings.bus, state, settings.sink, options, stop)
+    topic = item_log(bus_options(settings.bus).prefix).name
+    with watched(Figures(options.consumer, topic), settings.health, quiet=quiet) as watch:
+        return await consume_urls(settings.bus, state, settings.sink, options, stop, watch)
 
 
 def _state_or_none(settings: Settings) -> str | None:
