@@ -14,7 +14,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import click
 from rich.table import Table
@@ -109,13 +109,13 @@ def _systems(settings: Settings) -> Iterator[Finding]:
     if settings.sink is None:
         yield Finding("sink", NOTE, "no sink is set", "give --sink, for example sqlite:///items.db")
     else:
-        yield _sink(settings.sink)
+        yield from _sink(settings.sink)
     urls = [url for url in (settings.bus, state, settings.sink) if url and scheme(url) in FILE_SCHEMES]
     try:
-        directories = dict.fromkeys(file_path(url).absolute().parent for url in urls)
+        paths = [file_path(url).absolute() for url in urls]
     except Misconfigured:
         return  # said above
-    for directory in directories:
+    for directory in dict.fromkeys(path if path.is_dir() else path.parent for path in paths):
         yield from _directory(directory)
 
 
@@ -169,14 +169,22 @@ def _one_file(url: str, sink: str) -> bool:
         return False  # no path at all: said elsewhere
 
 
-def _sink(url: str) -> Finding:
-    """A sink is not opened: that would take over from the consumer that writes to it now."""
+def _sink(url: str) -> Iterator[Finding]:
+    """A sink that has a server is asked; one that is a file is not opened, as that would make it."""
     shown = hide_secrets(url)
     try:
-        load("crawlbus.sinks", scheme(url)).from_url(url)
+        sink = load("crawlbus.sinks", scheme(url)).from_url(url)
     except BusError as error:
-        return Finding("sink", FAULT, hide_secrets(str(error)), "set --sink", CONFIGURATION)
-    return Finding("sink", OK, f"{shown} is a sink that is known here")
+        yield Finding("sink", FAULT, hide_secrets(str(error)), "set --sink", CONFIGURATION)
+        return
+    if not isinstance(sink, Examined):
+        yield Finding("sink", OK, f"{shown} is a sink that is known here")
+        return
+
+    async def made(_: str) -> _Closes:
+        return cast(_Closes, sink)
+
+    yield from _reach("sink", url, made)
 
 
 def _directory(directory: Path) -> Iterator[Finding]:

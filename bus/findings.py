@@ -28,12 +28,12 @@ class Finding:
 
 @runtime_checkable
 class Examined(Protocol):
-    """A transport or a state that knows more of its server than whether it answers."""
+    """A transport, a state or a sink that knows more of its server than whether it answers."""
 
     async def examine(self, prefix: str = "") -> Sequence[Finding]:
         """Version, rights, clock, and settings of the server that do not go together with ours.
 
-        `prefix` is how the names of topics begin; a state has none."""
+        `prefix` is how the names of topics begin; a state and a sink have none. A sink is not opened for it."""
         ...
 
 
