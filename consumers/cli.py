@@ -1,4 +1,4 @@
-"""The commands of this room: `consume`, `dead` and `quarantine`."""
+"""The commands of this room: `consume`, `replay`, `dead` and `quarantine`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from bus.cli import Call, common, setting
 from bus.errors import BusError
 from consumers.dead_cli import dead
 from consumers.quarantine_cli import quarantine
+from consumers.replay_cli import replay
 
 __all__ = ["commands"]
 
@@ -90,4 +91,4 @@ def consume(
     return 0
 
 
-commands: list[click.Command] = [consume, dead, quarantine]
+commands: list[click.Command] = [consume, replay, dead, quarantine]
