@@ -38,7 +38,7 @@ class FileLedger:
         self._path, self._lock_path = path, lock
         self.progress = base.with_name(base.name + ".progress")
         self._quarantine = base.with_name(base.name + ".quarantine")
-        self._consumer, self._topic = "", ""
+        self.consumer, self._topic = "", ""
         self._member = new_member()
         self._epochs: dict[int, int] = {}
 
@@ -89,11 +89,11 @@ class FileLedger:
     def join(self, state: dict[str, Any], consumer: str, topic: str) -> None:
         """Of whom we are a member from now on."""
         self.leave(state)
-        self._consumer, self._topic, self._epochs = consumer, topic, {}
+        self.consumer, self._topic, self._epochs = consumer, topic, {}
 
     @property
     def joined(self) -> bool:
-        return bool(self._consumer)
+        return bool(self.consumer)
 
     def hold(self, state: dict[str, Any], partitions: Set[int]) -> dict[int, Progress | None]:
         """`Sink.hold`; what it changes in `state` is to be saved."""
@@ -123,7 +123,7 @@ class FileLedger:
         if (batch.progress or batch.resolved) and not moved and not resolved:
             return False
         self._set_aside(state, rejects)
-        who = {"consumer": self._consumer, "topic": self._topic}
+        who = {"consumer": self.consumer, "topic": self._topic}
         for gap in batch.gaps:
             where = {"asked": str(gap.asked), "first": str(gap.first), "end": str(gap.end)}
             state["gaps"].append({**who, **where, "at": utc_text(time.time())})
@@ -135,7 +135,7 @@ class FileLedger:
         for partition, (next, message) in progress.items():
             row = partitions.get(str(partition))
             if row is None or row["epoch"] != self._epochs.get(partition):
-                raise Fenced(f"another consumer named {self._consumer!r} has taken over partition {partition}")
+                raise Fenced(f"another consumer named {self.consumer!r} has taken over partition {partition}")
             at = [next.offset, next.index, message]
             moved |= row["at"] != at
             row["at"] = at
@@ -143,11 +143,11 @@ class FileLedger:
 
     def leave(self, state: dict[str, Any]) -> None:
         """What we hold is free."""
-        if self._consumer:
+        if self.consumer:
             self._ours(state)["members"].pop(self._member.id, None)
 
     def _ours(self, state: dict[str, Any]) -> dict[str, Any]:
-        topics = state["consumers"].setdefault(self._consumer, {})
+        topics = state["consumers"].setdefault(self.consumer, {})
         ours: dict[str, Any] = topics.setdefault(self._topic, {"members": {}, "partitions": {}})
         return ours
 
@@ -186,9 +186,9 @@ class FileLedger:
             os.close(file)
 
     def _entry(self, reject: Reject) -> dict[str, Any]:
-        key = repr((self._consumer, self._topic, str(reject.position), reject.id)).encode("utf-8", "backslashreplace")
+        key = repr((self.consumer, self._topic, str(reject.position), reject.id)).encode("utf-8", "backslashreplace")
         return {
-            "id": blake2b(key, digest_size=8).hexdigest(), "consumer": self._consumer, "topic": self._topic,
+            "id": blake2b(key, digest_size=8).hexdigest(), "consumer": self.consumer, "topic": self._topic,
             "position": str(reject.position), "message": reject.id, "at": utc_text(time.time()),
             "reason": clean_text(reject.reason), "headers": dict(reject.headers),
             "content": b64encode(reject.content).decode(),
@@ -206,7 +206,7 @@ def _quarantined(entry: Mapping[str, Any]) -> Quarantined:
     return Quarantined(entry["id"], entry["consumer"], entry["topic"], entry["at"], reject)
 
 
-def append(file: int, content: bytes) -> int:
+def append(file: int, content: bytes | memoryview) -> int:
     """Write at the end, and to the disk; returns how many bytes."""
     os.lseek(file, 0, os.SEEK_END)
     rest = memoryview(content)
