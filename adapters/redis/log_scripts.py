@@ -1,6 +1,7 @@
 """The scripts of a LOG: each is one atomic step. The entry of offset n has the id `n-1`; its first field is its time.
 
-KEYS of all: record, stream, groups. Offsets have no gaps, and times (µs) never go back.
+KEYS of all: record, stream, groups. Offsets have no gaps, and times (µs) never go back. Whoever trims or deletes the
+stream by hand does not tell the record: its length says where it begins.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ local function now_us()
 end
 local function bounds()
   local found = redis.call('HMGET', record, 'first', 'end')
-  return tonumber(found[1] or 0), tonumber(found[2] or 0)
+  local first, last = tonumber(found[1] or 0), tonumber(found[2] or 0)
+  return math.max(first, last - redis.call('XLEN', stream)), last
 end
 local function committed(group)
   local offset, seen = string.match(redis.call('HGET', groups, group) or '', '(%d+) (%d+)')

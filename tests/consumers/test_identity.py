@@ -1,0 +1,98 @@
+"""A log that is not the one that the sink has read: the consumer stops with the numbers, and goes on if it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consumers.daemon import consume
+from consumers.options import ConsumeOptions
+from consumers.reader import LogGap
+from tests.consumers.logs import Log, open_log
+from tests.consumers.scene import new_sink, query, sqlite_items
+from tests.servers import KINDS
+
+SERVERS = [kind for kind in KINDS if not kind.startswith("postgres")]
+SAYS = re.compile(
+    r"the item log (is not the one that consumer 'default' has read"
+    r"|has dropped [\d,]+ messages that consumer 'default' has not stored):"
+    r" the sink is at \d/\d+, the log holds \d/\d+ to \d/\d+;"
+    r" `crawlbus consume --accept-gap` goes on at \d/\d+"
+)
+
+
+async def consume_until(log: Log, directory: Path, wanted: Sequence[int], *, accept_gap: bool = False) -> None:
+    """Into SQLite, until it holds all these numbers."""
+    sink, stop = new_sink("sqlite", directory), asyncio.Event()
+    options = ConsumeOptions(prefix=log.prefix, batch_seconds=0.05, accept_gap=accept_gap)
+
+    async def look() -> None:
+        while not set(wanted) <= set(numbers(directory)):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        stop.set()
+
+    looking = asyncio.create_task(look())
+    try:
+        async with asyncio.timeout(60), log.connected() as transport:
+            await consume(transport, None, sink, options, stop)
+    finally:
+        looking.cancel()
+        await sink.aclose()
+
+
+def numbers(directory: Path) -> list[int]:
+    path = directory / "items.sqlite"
+    if not path.exists() or not query(path, "SELECT 1 FROM sqlite_master WHERE name = 'items'"):
+        return []
+    return sorted(item["data"]["number"] for item in sqlite_items(path))
+
+
+def gaps(directory: Path) -> list[tuple[Any, ...]]:
+    return query(directory / "items.sqlite", 'SELECT asked, first, "end" FROM sink_gaps')
+
+
+COUNTS = {"rewound": 20, "made anew as long": 40, "made anew longer": 60, "deleted": 0}
+
+
+@pytest.mark.parametrize("fate", [*COUNTS, "trimmed"])
+@pytest.mark.parametrize("server_url", SERVERS, indirect=True)
+def test_another_log_is_noticed(server_url: str, fate: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    async def main() -> None:
+        log = open_log(request.node.callspec.params["server_url"], server_url)
+        await log.publish(range(40))
+        await consume_until(log, tmp_path, range(40))
+        before = await log.end()
+        if fate == "trimmed":
+            await log.publish(range(40, 80), large=True)
+            await log.trim()
+        else:
+            await log.delete()
+            await log.publish(range(40, 40 + COUNTS[fate]))
+
+        with pytest.raises(LogGap) as stopped:
+            await consume_until(log, tmp_path, [100])
+        assert SAYS.fullmatch(str(stopped.value))
+        gap, end = stopped.value.gap, await log.end()
+        assert (gap.asked.offset, gap.end.offset) == (before[gap.asked.partition], end[gap.asked.partition])
+        assert (gap.first.offset > gap.asked.offset) == (fate == "trimmed")
+        assert numbers(tmp_path) == list(range(40)) and gaps(tmp_path) == []
+
+        await log.publish(range(100, 140))
+        await consume_until(log, tmp_path, range(100, 140), accept_gap=True)
+        there = set(range(40 + COUNTS.get(fate, 0))) | set(range(100, 140))
+        assert there <= set(numbers(tmp_path)) and (fate == "trimmed" or there == set(numbers(tmp_path)))
+        recorded = gaps(tmp_path)
+        assert {asked for asked, *_ in recorded} == {f"{number}/{offset}" for number, offset in before.items()}
+        assert len(recorded) == len(before)
+        assert (str(gap.asked), str(gap.first)) in [(asked, first) for asked, first, _ in recorded]
+
+        await log.publish(range(140, 160))
+        await consume_until(log, tmp_path, range(140, 160))
+        assert gaps(tmp_path) == recorded
+
+    asyncio.run(main())
