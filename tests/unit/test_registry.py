@@ -69,8 +69,8 @@ def test_an_unknown_scheme_is_one_sentence_with_the_known_ones(url: str, sentenc
 def test_an_unknown_state_and_sink_say_what_they_are() -> None:
     with pytest.raises(Misconfigured, match="foo:// is no state"):
         asyncio.run(connect_state("foo://"))
-    with pytest.raises(Misconfigured, match="no parquet:// sink yet"):
-        load("crawlbus.sinks", "parquet")
+    with pytest.raises(Misconfigured, match="no kafka:// sink yet"):
+        load("crawlbus.sinks", "kafka")
 
 
 @pytest.mark.parametrize(
