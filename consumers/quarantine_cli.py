@@ -87,22 +87,27 @@ def show(call: Call, id: str) -> None:
 @setting("sink", "URL")
 @common
 @choose("name", "spider", ids=True)
-def retry(call: Call, choice: Choice) -> int:
+@click.option("--through", metavar="MODULE:FUNCTION", help="Store what this function makes of each item.")
+def retry(call: Call, choice: Choice, through: str | None) -> int:
     """Write entries once more to the same sink: after a constraint was dropped, or an upgrade reads what it could not.
 
     Each leaves the quarantine in the transaction that stores it. What fails again stays, with its new reason, and the
-    exit code is 1.
+    exit code is 1. A function mends items on their way, as in `crawlbus replay --through`; one for which it returns
+    None stays where it is.
 
     \b
     Examples:
       crawlbus quarantine retry 4f2a 91c0 --sink sqlite:///items.db
       crawlbus quarantine retry --reason constraint --limit 1000 --sink sqlite:///items.db
+      crawlbus quarantine retry --all --through mend:prices --sink sqlite:///items.db
     """
     from consumers.quarantine import retry as store
+    from consumers.through import Through
 
     url = _sink_url(call)
+    function = Through.load(through) if through else None
     chosen = _chosen(_standing(call), choice)
-    done = asyncio.run(store(url, chosen))
+    done = asyncio.run(store(url, chosen, function))
     failed = [_summary(entry) for entry in done.failed]
     lines: list[RenderableType] = ["Nothing to retry."]
     if chosen:
