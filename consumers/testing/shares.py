@@ -24,8 +24,9 @@ async def shares(members: Iterable[Sink]) -> list[list[int]]:
 class ShareChecks(Target):
     @scene
     async def test_opening_takes_nothing_over(self, s: Scene) -> None:
-        one = await s.member()
         two = await s.opened()
+        one = await s.opened()
+        assert (await one.hold({0})).keys() == {0}, "free is what nobody has asked for"
         await one.write(batch_of([record(1)]))
         assert len(await two.positions()) == 1
         await raises(Fenced, two.write(batch_of([record(2)], start=1)))
