@@ -35,6 +35,7 @@ EXTRAS: Mapping[str, str] = {
     "redis+sentinel": "redis",
     "redis+cluster": "redis",
     "postgresql": "postgres",
+    "postgres": "postgres",
     "parquet": "parquet",
 }
 

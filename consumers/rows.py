@@ -10,15 +10,21 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+import orjson
+
 from bus.errors import CodecError
 from bus.items import ItemRecord, pack_item
 from bus.message import HeaderValue, Position
 from consumers.sink import Entry, Reject
 
-__all__ = ["COLUMNS", "Row", "clean_text", "make_rows", "reject_item", "to_json", "to_row", "utc_text"]
+__all__ = [
+    "COLUMNS", "Row", "clean_text", "make_rows", "quick_json", "raw_json", "reject_item", "to_json", "to_row",
+    "utc_text",
+]  # fmt: skip
 
 COLUMNS = ("id", "job", "spider", "url", "scraped_at", "data")
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False)
+_AS_HERE = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS
 
 
 class Row(NamedTuple):
@@ -85,7 +91,26 @@ def to_json(value: Any) -> str:
     a longer one raises `ValueError`. Keys that are no strings become strings; where that meets another key,
     ` (int)` or its like is added.
     """
-    return clean_text(_ENCODER.encode(_plain(value)))
+    quick = quick_json(value)
+    return clean_text(raw_json(value)) if quick is None else quick.decode()
+
+
+def quick_json(value: Any) -> bytes | None:
+    """The same, ten times as fast; None where it takes `raw_json`: lone surrogates, integers of more than 64 bits, keys
+    that are no strings."""
+    try:
+        return orjson.dumps(value, _as_json, _AS_HERE)
+    except TypeError:
+        return None
+
+
+def raw_json(value: Any) -> str:
+    """The same, with lone surrogates as they are."""
+    return _ENCODER.encode(_plain(value))
+
+
+def _as_json(value: Any) -> Any:
+    return _sorted_set(value) if type(value) is set else _as_text(value)
 
 
 def _plain(value: Any) -> Any:

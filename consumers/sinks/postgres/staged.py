@@ -1,0 +1,184 @@
+"""Items as PostgreSQL takes them: checked, encoded, and in the form of COPY or of parameters."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from bus.items import ItemRecord
+from bus.message import Position
+from consumers.rows import clean_text, quick_json, raw_json, reject_item
+from consumers.sink import Entry, Reject
+
+__all__ = ["Staged", "copy_buffer", "newest", "parameters", "stage"]
+
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # of PostgreSQL
+_EPOCH_S = int(_EPOCH.timestamp())
+_MICROSECOND = timedelta(microseconds=1)
+_FIRST = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_LAST = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_NUL = b"\\u0000"  # in JSON; the text \u0000 has one more backslash, and is looked at once more
+
+
+class Staged(NamedTuple):
+    """A row to store. `micros` is when it was scraped, in µs since 2000; `data` is JSON."""
+
+    position: Position
+    id: str
+    job: str
+    spider: str
+    url: str | None
+    micros: int
+    data: bytes
+
+
+def stage(entries: Iterable[Entry], *, rejects_nul: bool) -> tuple[list[Staged], list[Reject], int]:
+    """The rows of a batch, what cannot be one, and how many texts were changed, as PostgreSQL cannot hold them: U+0000
+    (which is refused where `rejects_nul`) and lone surrogates become U+FFFD."""
+    rows, rejects, sanitized = [], [], 0
+    for entry in entries:
+        id, job, spider, _, url, scraped_at, data = record = entry.record
+        try:
+            if not id:
+                raise ValueError("the item has no id")
+            micros = _micros(scraped_at)
+            if (
+                (encoded := quick_json(data)) is not None
+                and _NUL not in encoded
+                and _is_clean(id + job + spider + (url or ""))
+            ):
+                rows.append(Staged(entry.position, id, job, spider, url, micros, encoded))
+            else:
+                cleaner = _Cleaner()
+                row = cleaner.row(entry.position, record, micros)
+                if rejects_nul and cleaner.nul:
+                    raise ValueError("a text with U+0000, which PostgreSQL cannot hold; nul=replace makes it U+FFFD")
+                rows.append(row)
+                sanitized += cleaner.changed
+        except (ValueError, OverflowError) as error:
+            rejects.append(reject_item(entry, str(error)))
+    return rows, rejects, sanitized
+
+
+def _micros(at: float) -> int:
+    """As `datetime.fromtimestamp` rounds. Raises `ValueError` or `OverflowError` for what is no time."""
+    fraction, whole = math.modf(at)
+    micros = (int(whole) - _EPOCH_S) * 1_000_000 + round(fraction * 1e6)
+    if not _FIRST <= micros <= _LAST:
+        raise ValueError("scraped_at is not within the years 1 to 9999")
+    return micros
+
+
+def _is_clean(text: str) -> bool:
+    return "\0" not in text and (text.isascii() or clean_text(text) is text)
+
+
+class _Cleaner:
+    """The slow way for one item."""
+
+    def __init__(self) -> None:
+        self.changed = 0
+        self.nul = False
+
+    def row(self, position: Position, record: ItemRecord, micros: int) -> Staged:
+        id, job, spider = self._text(record.id), self._text(record.job), self._text(record.spider)
+        url = None if record.url is None else self._text(record.url)
+        return Staged(position, id, job, spider, url, micros, self._json(record.data))
+
+    def _json(self, data: dict[str, Any]) -> bytes:
+        raw = raw_json(data)
+        if _NUL.decode() in raw or clean_text(raw) is not raw:
+            value = json.loads(raw, object_pairs_hook=self._map)
+            raw = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        return raw.encode()
+
+    def _map(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """No value is lost where two keys become one."""
+        found: dict[str, Any] = {}
+        for key, child in sorted(pairs, key=lambda pair: "\0" in pair[0]):
+            name = self._text(key)
+            while name in found:
+                name += "\ufffd"
+            found[name] = self._value(child)
+        return found
+
+    def _value(self, value: Any) -> Any:
+        """Maps are clean already: they are read from the inside."""
+        if isinstance(value, str):
+            return self._text(value)
+        return [self._value(child) for child in value] if isinstance(value, list) else value
+
+    def _text(self, text: str) -> str:
+        clean = clean_text(text).replace("\0", "\ufffd")
+        self.changed += clean.count("\ufffd") != text.count("\ufffd")
+        self.nul = self.nul or "\0" in text
+        return clean
+
+
+def newest(rows: Iterable[Staged]) -> list[Staged]:
+    """One row of each id, sorted by it: so two who write the same ids wait for each other in the same order."""
+    found: dict[str, Staged] = {}
+    for row in rows:
+        if (other := found.get(row.id)) is None or other.micros <= row.micros:
+            found[row.id] = row
+    return [found[id] for id in sorted(found)]
+
+
+# https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format"; a length of -1 is NULL
+_HEAD, _TAIL = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
+_NULL = struct.pack("!i", -1)
+_LENGTHS = [struct.pack("!i", length) for length in range(1024)]
+_length = struct.Struct("!i").pack
+_time_and_json = struct.Struct("!iqiB").pack  # JSONB has a version byte in front
+_place = struct.Struct("!iiiqii").pack
+
+
+def copy_buffer(rows: Iterable[Staged], *, with_place: bool) -> bytes:
+    """All of a COPY of `id, job, spider, url, scraped_at, data` and perhaps the place in the log."""
+    count = struct.pack("!h", 9 if with_place else 6)
+    parts, sources = [_HEAD], {}  # type: list[bytes], dict[tuple[str, str], bytes]
+    add = parts.append
+    for position, id, job, spider, url, micros, data in rows:
+        key = id.encode()
+        if (source := sources.get((job, spider))) is None:
+            source = sources[job, spider] = _sized(job) + _sized(spider)
+        add(count)
+        add(_LENGTHS[len(key)] if len(key) < 1024 else _length(len(key)))
+        add(key)
+        add(source)
+        if url is None:
+            add(_NULL)
+        else:
+            place = url.encode()
+            add(_LENGTHS[len(place)] if len(place) < 1024 else _length(len(place)))
+            add(place)
+        add(_time_and_json(8, micros, len(data) + 1, 1))
+        add(data)
+        if with_place:
+            add(_place(4, position.partition, 8, position.offset, 4, position.index))
+    add(_TAIL)
+    return b"".join(parts)
+
+
+def _sized(text: str) -> bytes:
+    data = text.encode()
+    return _length(len(data)) + data
+
+
+def parameters(rows: Sequence[Staged], *, with_place: bool) -> list[list[Any]]:
+    """The same as a list for each column."""
+    columns: list[list[Any]] = [
+        [row.id for row in rows],
+        [row.job for row in rows],
+        [row.spider for row in rows],
+        [row.url for row in rows],
+        [_EPOCH + row.micros * _MICROSECOND for row in rows],
+        [row.data.decode() for row in rows],
+    ]
+    if with_place:
+        columns += map(list, zip(*(row.position for row in rows), strict=True)) if rows else [[], [], []]
+    return columns

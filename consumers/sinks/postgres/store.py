@@ -1,0 +1,149 @@
+"""Writes batches into PostgreSQL: all rows at once, or by halves around those that are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import psycopg
+
+from bus.errors import StorageFailed, Unsupported
+from consumers.rows import reject_item
+from consumers.sink import Batch, Changes, Entry, Reject, Written
+from consumers.sinks.postgres.errors import is_of_a_row, reason
+from consumers.sinks.postgres.link import Link
+from consumers.sinks.postgres.options import Options
+from consumers.sinks.postgres.staged import Staged, copy_buffer, newest, parameters, stage
+from consumers.sinks.postgres.statements import Statements
+from consumers.sql_ledger import SqlLedger
+
+__all__ = ["Store"]
+
+COPY_FROM = 50  # rows; fewer go as parameters of the INSERT
+
+_ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtextextended(?, 1))"
+
+
+class _Refused(Exception):
+    """One of the rows that are stored together is."""
+
+    def __init__(self, error: psycopg.Error) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class Store:
+    """Uses its connection in transactions of its own; on an error the caller rolls back."""
+
+    def __init__(self, link: Link, statements: Statements, options: Options) -> None:
+        self._link, self._statements, self._options = link, statements, options
+        self.topic = ""
+
+    def check(self) -> None:
+        """Raises `psycopg.Error` where the table does not take our rows."""
+        self._link.execute(f"EXPLAIN {self._statements.store_given()}", self._parameters([]))
+
+    def write(self, ledger: SqlLedger, batch: Batch) -> Written:
+        """`Sink.write`."""
+        rows, rejects, sanitized = stage(batch.entries, rejects_nul=self._options.rejects_nul)
+        rejects += batch.rejects
+        # by id, as who else writes: so both wait for each other in one order. Of one id, in the order of the log.
+        if self._options.mode != "append":
+            rows.sort(key=lambda row: row.id)
+        try:
+            self._write_all(ledger, batch, rows, rejects)
+        except _Refused:
+            self._link.rollback()
+            refused = self._write_by_halves(ledger, batch, rows, rejects)
+            return Written(len(rows) - len(refused), len(rejects) + len(refused), sanitized)
+        return Written(len(rows), len(rejects), sanitized)
+
+    def _write_all(self, ledger: SqlLedger, batch: Batch, rows: list[Staged], rejects: list[Reject]) -> None:
+        """The way of nearly all batches. No lock is held while we send rows: who is stopped then stops nobody."""
+        rows = self._merged(rows)
+        copies = len(rows) >= COPY_FROM
+        if copies:
+            self._link.make_staging(self._statements.staging)
+        self._link.begin()
+        if copies:
+            self._copy(rows)
+        ledger.advance(self._link, batch)
+        self._insert(rows, copied=copies)
+        ledger.set_aside(self._link, rejects)
+        self._commit()
+
+    def _write_by_halves(
+        self, ledger: SqlLedger, batch: Batch, rows: list[Staged], rejects: list[Reject]
+    ) -> list[Reject]:
+        self._link.begin()
+        ledger.advance(self._link, batch)
+        entries = {entry.position: entry for entry in batch.entries}
+        refused = [reject_item(entries[row.position], why) for row, why in self._halve(rows)]
+        ledger.set_aside(self._link, [*rejects, *refused])
+        self._commit()
+        return refused
+
+    def _halve(self, rows: list[Staged]) -> list[tuple[Staged, str]]:
+        """Store all that the table takes; returns what it refuses, and why."""
+        self._link.execute("SAVEPOINT sink_rows")
+        try:
+            self._insert(self._merged(rows), copied=False)
+        except _Refused as refused:
+            self._link.execute("ROLLBACK TO SAVEPOINT sink_rows; RELEASE SAVEPOINT sink_rows")
+            if len(rows) == 1:
+                return [(rows[0], reason(refused.error))]
+            middle = len(rows) // 2
+            return self._halve(rows[:middle]) + self._halve(rows[middle:])
+        self._link.execute("RELEASE SAVEPOINT sink_rows")
+        return []
+
+    def _merged(self, rows: list[Staged]) -> list[Staged]:
+        return newest(rows) if self._options.mode == "latest" else rows
+
+    def _copy(self, rows: list[Staged]) -> None:
+        try:
+            self._link.copy(copy_buffer(rows, with_place=self._statements.with_place))
+        except psycopg.Error as error:
+            raise _Refused(error) if is_of_a_row(error) else error from None
+
+    def _insert(self, rows: list[Staged], *, copied: bool) -> None:
+        if not rows:
+            return
+        if self._options.mode == "versions":  # what a row becomes depends on those before and behind it
+            self._link.execute(_ONE_AT_A_TIME, (self._options.table,))
+        statement = self._statements.store_staged() if copied else self._statements.store_given()
+        given = self._parameters(None if copied else rows)
+        try:
+            stored = self._link.execute(statement, given).rowcount
+        except psycopg.Error as error:
+            raise _Refused(error) if is_of_a_row(error) else error from None
+        if self._options.mode == "append" and stored < len(rows):
+            self._check_same(given, copied=copied)
+
+    def _check_same(self, given: Sequence[object], *, copied: bool) -> None:
+        """What is at our places already must be our own."""
+        statement = self._statements.others_staged() if copied else self._statements.others_given()
+        if others := self._link.execute(statement, given).fetchall()[0][0]:
+            raise StorageFailed(
+                f"the table {self._options.table} of the sink {self._options.name} holds {others:,} other items at"
+                " these places of the log (it was made anew, or its items are changed): name another table by ?table="
+            )
+
+    def _commit(self) -> None:
+        self._link.commit()
+
+    def _parameters(self, rows: list[Staged] | None) -> list[object]:
+        with_place = self._statements.with_place
+        given: list[object] = [] if rows is None else [*parameters(rows, with_place=with_place)]
+        return [*given, self.topic] if with_place else given
+
+    def compare(self, entries: Sequence[Entry], *, has_table: bool) -> Changes:
+        """`Sink.compare`."""
+        if self._options.mode == "append":
+            raise Unsupported(f"the sink {self._options.name} has mode=append: no row is looked up by its id")
+        rows, _, _ = stage(entries, rejects_nul=self._options.rejects_nul)
+        if self._options.mode == "latest":
+            rows = newest(rows)
+        if not has_table:
+            return Changes(len({row.id for row in rows}), 0, 0)
+        new, count, changed = self._link.execute(self._statements.compare(), self._parameters(rows)).fetchall()[0]
+        return Changes(new, changed, count - new - changed)
