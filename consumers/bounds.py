@@ -19,7 +19,7 @@ __all__ = ["OfJob", "Part", "Place", "bounds_of", "find_part", "parse_place", "p
 
 EARLY_S = 600.0  # an item is published after it was scraped, but clocks may differ by so much
 LATE_S = 24 * 3600.0  # so long a worker may have waited with an item for a bus that was away
-PROBE_S = 3.0
+PROBE_S, QUIET_S = 3.0, 0.5  # how long the first message is waited for, and then the first of another partition
 PREFETCH = 256
 
 Bounds: TypeAlias = "tuple[Mapping[int, int], Mapping[int, int]]"
@@ -146,11 +146,13 @@ async def _published(transport: Transport, topic: str, at: datetime, bounds: Bou
         return {}
     waited_for = {partition for partition, end in bounds[1].items() if end > bounds[0].get(partition, 0)}
     found: dict[int, int] = {}
+    now = asyncio.get_running_loop().time
     try:
-        async with asyncio.timeout(PROBE_S), aclosing(_read(transport, topic, at)) as deliveries:
+        async with asyncio.timeout(PROBE_S) as waiting, aclosing(_read(transport, topic, at)) as deliveries:
             while waited_for - found.keys():
                 delivery = await anext(deliveries)
-                found.setdefault(delivery.partition, delivery.offset)
+                if found.setdefault(delivery.partition, delivery.offset) == delivery.offset:
+                    waiting.reschedule(now() + QUIET_S)
     except TimeoutError:
         pass
     return found

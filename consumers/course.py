@@ -21,7 +21,7 @@ __all__ = ["Course", "show_course"]
 log = logging.getLogger(__name__)
 
 LINE_S = 10.0
-BAR = 24
+BAR = 20
 
 
 @dataclass(slots=True)

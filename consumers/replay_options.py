@@ -48,8 +48,8 @@ class ReplayOptions:
     @property
     def selection(self) -> Selection:
         """Which items are wanted."""
-        since_s = self.start.timestamp() if isinstance(self.start, datetime) else float("-inf")
-        before_s = self.end.timestamp() if isinstance(self.end, datetime) else float("inf")
+        since_s = self.start.timestamp() if isinstance(self.start, datetime) else None
+        before_s = self.end.timestamp() if isinstance(self.end, datetime) else None
         return Selection(self.job, self.spider, self.url, since_s, before_s)
 
 

@@ -19,8 +19,8 @@ class Selection:
     job: str | None = None
     spider: str | None = None
     url: str | None = None
-    since_s: float = float("-inf")
-    before_s: float = float("inf")
+    since_s: float | None = None
+    before_s: float | None = None
     _url: re.Pattern[str] | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -33,8 +33,11 @@ class Selection:
 
     def takes(self, record: ItemRecord) -> bool:
         """Of an item of a message that `may_hold` some."""
-        return self.since_s <= record.scraped_at < self.before_s and (
-            self._url is None or (record.url is not None and self._url.fullmatch(record.url) is not None)
+        at_s = round(record.scraped_at, 6)  # as it is stored
+        return (
+            (self.since_s is None or self.since_s <= at_s)
+            and (self.before_s is None or at_s < self.before_s)
+            and (self._url is None or (record.url is not None and self._url.fullmatch(record.url) is not None))
         )
 
 
