@@ -9,33 +9,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from bus.items import ItemRecord, item_id, item_messages, pack_item
-from bus.message import Message, Position
-from consumers.sink import Batch, Entry, Progress, Sink
+from bus.items import item_messages, pack_item
+from bus.message import Message
+from consumers.sink import Sink
 from consumers.sinks.jsonl import JsonlSink
 from consumers.sinks.sqlite import SqliteSink
+from consumers.testing import TOPIC, batch_of, record
 
 __all__ = [
     "TOPIC", "batch_of", "jsonl_items", "messages", "new_sink", "query", "record", "sqlite_items", "stored_items",
 ]  # fmt: skip
-
-TOPIC = "crawlbus.items"
-
-
-def record(number: int, data: dict[str, Any] | None = None, *, job: str = "shop") -> ItemRecord:
-    """The `number`-th item of a job."""
-    url = f"https://shop.example/{number}"
-    return ItemRecord(item_id(job, b"page", number), job, "shop", 1, url, 1.8e9 + number, data or {"number": number})
-
-
-def batch_of(records: Iterable[ItemRecord], *, start: int = 0, partition: int = 0) -> Batch:
-    """Items that came one in a message, the first at offset `start`."""
-    batch = Batch()
-    for offset, item in enumerate(records, start):
-        batch.entries.append(Entry(Position(partition, offset), item))
-        batch.progress[partition] = Progress(Position(partition, offset + 1), f"m{offset}")
-    return batch
-
 
 def messages(numbers: Iterable[int], *, job: str = "shop") -> list[Message]:
     """Items of the log, packed as a worker packs them."""
