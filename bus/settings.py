@@ -78,6 +78,7 @@ class Settings(BaseModel):
             "Where a consumer answers /healthz, /readyz and /metrics.",
             "a port like 9100, or HOST:PORT",
             pattern=r"^([^\s]*:)?[0-9]{1,5}$",
+            coerce_numbers_to_str=True,
         ),
     ] = None
     grace_s: Annotated[

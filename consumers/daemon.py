@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 
 from bus.capabilities import Durability
 from bus.errors import BusError, ConnectionLost, Misconfigured, PositionExpired, Unsupported
@@ -86,6 +87,7 @@ class _Consumer:
         self._time = asyncio.get_running_loop().time
         self._opened = self._standing_by = False
         self._replaced: frozenset[int] = frozenset()
+        self._said = set[Gap]()
         self._known: frozenset[int] = frozenset({0})  # the partitions of the log; a bus that cannot tell has one
         self._asked_s = 0.0
 
@@ -153,7 +155,9 @@ class _Consumer:
             return False
         if not self._options.accept_gap:
             raise LogGap(self._options.consumer, gap)
-        log.warning("the log does not hold %s; going on at %s", gap.asked, gap.first)
+        if gap not in self._said:
+            log.warning("the log does not hold %s; going on at %s", gap.asked, gap.first)
+            self._said.add(gap)
         return True
 
     async def _lag(self) -> Lag:
@@ -193,11 +197,15 @@ class _Consumer:
         """Stay a member; raises `_Reshared` once our share is another one."""
         while True:
             await asyncio.sleep(LEASE_S / 3)
-            with suppress(ConnectionLost, SinkUnavailable):  # who reads and who stores will say so
+            with suppress(ConnectionLost):  # who reads will say so
                 await self._look()
+            try:
                 now = await self._hold()
-                if now.keys() != held.keys():
-                    raise _Reshared
+            except SinkUnavailable as error:
+                self._figures.away("sink", str(error))
+                continue
+            if now.keys() != held.keys():
+                raise _Reshared
 
     async def _hold(self) -> Mapping[int, Progress | None]:
         held = await self._sink.hold(self._known)
@@ -247,14 +255,7 @@ class _Consumer:
         self._figures.bytes_read += sum(len(delivery.message.body) for delivery in deliveries)
 
     async def _store(self, subscription: Subscription, batch: Batch) -> None:
-        written = await self._write(batch)
-        self._result.stored += written.stored
-        self._result.quarantined += written.quarantined
-        self._result.sanitized += written.sanitized
-        self._result.batches += 1
-        self._replaced = frozenset()  # the sink is at the new log now
-        if written.quarantined:
-            log.warning("%d entries went to the sink's quarantine", written.quarantined)
+        await self._write(batch)
         try:  # the bus's commit is for lag and retention: the sink's word is what counts
             if batch.acks:
                 await subscription.ack(list(batch.acks.values()))
@@ -262,22 +263,37 @@ class _Consumer:
             log.debug("the bus was not told the progress: %s", error)
         await self._jobs.tell(batch.entries)
 
-    async def _write(self, batch: Batch) -> Written:
+    async def _write(self, batch: Batch) -> None:
         """Until the sink has taken it; while it cannot, reading stops by itself, as the queue is full."""
         outage = Outage(self._stop, self._ending.deadline)
         while True:
-            began_s = self._time()
+            writing = asyncio.create_task(self._sink.write(batch))
+            writing.add_done_callback(partial(self._count, batch, self._time()))
             try:
-                written = await self._sink.write(batch)
+                await asyncio.shield(writing)
             except SinkUnavailable as error:
                 self._figures.away("sink", str(error))
+                self._watch.turn()
                 if not await outage.wait(error):
                     raise
             else:
                 outage.over()
-                self._figures.back("sink")
-                self._figures.wrote(batch, written, self._time() - began_s)
-                return written
+                return
+
+    def _count(self, batch: Batch, began_s: float, writing: asyncio.Task[Written]) -> None:
+        """What is stored counts, also where nobody waits for it any more, as another share has begun."""
+        if writing.cancelled() or writing.exception() is not None:
+            return
+        written = writing.result()
+        self._figures.back("sink")
+        self._figures.wrote(batch, written, self._time() - began_s)
+        self._result.stored += written.stored
+        self._result.quarantined += written.quarantined
+        self._result.sanitized += written.sanitized
+        self._result.batches += 1
+        self._replaced = frozenset()  # the sink is at the new log now
+        if written.quarantined:
+            log.warning("%d entries went to the sink's quarantine", written.quarantined)
 
     async def _ack_all(self, reader: LogReader, subscription: Subscription) -> None:
         """All that was read is stored, also where an ack went astray: a job's last consumer leaves nothing held."""

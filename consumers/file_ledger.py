@@ -17,9 +17,9 @@ from typing import Any
 
 from bus.errors import Misconfigured, StorageFailed
 from bus.message import Position, parse_positions
-from consumers.members import LEASE_S, Member, lives, new_member, to_take
+from consumers.members import LEASE_S, Member, lives, lost, new_member, to_take
 from consumers.rows import clean_text, utc_text
-from consumers.sink import Batch, Fenced, Progress, Quarantined, Reject, SinkUnavailable
+from consumers.sink import Batch, Progress, Quarantined, Reject, SinkUnavailable
 
 __all__ = ["FileLedger", "append", "replace_file", "sync_directory"]
 
@@ -103,7 +103,11 @@ class FileLedger:
         me = self._member._replace(until_s=now_s + LEASE_S)
         ours["members"] = {member.id: member[1:] for member in [*live, me]}
         owners = {int(partition): row["member"] for partition, row in ours["partitions"].items()}
-        for partition in to_take(partitions, owners, [member.id for member in live], me.id):
+        taken = to_take(partitions, owners, [member.id for member in live], me.id)
+        if others := taken & self._epochs.keys():  # another had them meanwhile, and is further
+            self._epochs = {}
+            raise lost(self.consumer, min(others))
+        for partition in taken:
             row = ours["partitions"].setdefault(str(partition), {"epoch": 0, "at": None})
             row |= {"epoch": row["epoch"] + 1, "member": me.id}
         held = {int(p): row for p, row in ours["partitions"].items() if row["member"] == me.id}
@@ -135,7 +139,8 @@ class FileLedger:
         for partition, (next, message) in progress.items():
             row = partitions.get(str(partition))
             if row is None or row["epoch"] != self._epochs.get(partition):
-                raise Fenced(f"another consumer named {self.consumer!r} has taken over partition {partition}")
+                self._epochs.pop(partition, None)
+                raise lost(self.consumer, partition)
             at = [next.offset, next.index, message]
             moved |= row["at"] != at
             row["at"] = at

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from bus.message import new_id
 from bus.process import is_gone, this_process
+from consumers.sink import Fenced
 
-__all__ = ["LEASE_S", "Member", "lives", "new_member", "to_take"]
+__all__ = ["LEASE_S", "Member", "lives", "lost", "new_member", "to_take"]
 
 LEASE_S = 10.0
 
@@ -30,6 +31,11 @@ def new_member(now_s: float = 0.0) -> Member:
 def lives(member: Member, now_s: float) -> bool:
     """Neither has its lease run out, nor is its process known to have died."""
     return member.until_s > now_s and not is_gone(member.process)
+
+
+def lost(consumer: str, partition: int) -> Fenced:
+    """What is raised where another member of the consumer has taken a partition over."""
+    return Fenced(f"another consumer named {consumer!r} has taken over partition {partition}")
 
 
 def to_take(partitions: Set[int], owners: Mapping[int, str], members: Iterable[str], me: str) -> set[int]:

@@ -153,7 +153,8 @@ class Sink(Protocol):
 
         Members of one consumer share partitions evenly: one that has none takes from the richest, and whom it was
         taken from is fenced. A member is live for `consumers.members.LEASE_S` after its last call; call it again in
-        a third of that. One whose process has died on this machine is not waited for.
+        a third of that. One whose process has died on this machine is not waited for. Raises `Fenced`, once, where a
+        partition that it held was another's meanwhile and is free again: what was read of it is of no use.
         """
         ...
 

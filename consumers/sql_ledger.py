@@ -9,9 +9,9 @@ from json import dumps, loads
 from typing import Any, Protocol
 
 from bus.message import Position
-from consumers.members import LEASE_S, Member, lives, new_member, to_take
+from consumers.members import LEASE_S, Member, lives, lost, new_member, to_take
 from consumers.rows import clean_text
-from consumers.sink import Batch, Fenced, Gap, Progress, Quarantined, Reject
+from consumers.sink import Batch, Gap, Progress, Quarantined, Reject
 
 __all__ = ["Database", "SqlLedger"]
 
@@ -73,7 +73,11 @@ class SqlLedger:
         live = self._meet(db, now_s)
         rows = {row[0]: row[1:] for row in self._rows(db)}
         owners = {partition: row[1] for partition, row in rows.items()}
-        for partition in to_take(partitions, owners, live, self._member.id):
+        taken = to_take(partitions, owners, live, self._member.id)
+        if others := taken & self._epochs.keys():  # another had them meanwhile, and is further
+            self._epochs = {}
+            raise lost(self._consumer, min(others))
+        for partition in taken:
             db.execute(
                 """INSERT INTO sink_progress (consumer, target, topic, "partition", epoch, member)
                 VALUES (?, ?, ?, ?, 1, ?) ON CONFLICT (consumer, target, topic, "partition")
@@ -113,7 +117,8 @@ class SqlLedger:
                 (*progress.next[1:], _escape(progress.message), *self._ours, partition, self._epochs.get(partition)),
             )
             if moved.rowcount != 1:
-                raise Fenced(f"another consumer named {self._consumer!r} has taken over partition {partition}")
+                self._epochs.pop(partition, None)
+                raise lost(self._consumer, partition)
         self._record(db, batch.gaps)
         self.drop(db, batch.resolved)
 

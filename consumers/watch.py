@@ -36,8 +36,8 @@ class Watch:
 @contextmanager
 def watched(figures: Figures, health: str | None, *, quiet: bool) -> Iterator[Watch]:
     """With all that the process was told to have: `health` is an address for HTTP. Raises `Misconfigured`."""
-    notifier = Notifier.from_environment()
     server = HealthServer(health, figures) if health is not None else None
+    notifier = Notifier.from_environment()
     try:
         with show_progress(figures, as_json=quiet):
             yield Watch(figures, notifier)

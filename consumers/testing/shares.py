@@ -102,6 +102,16 @@ class ShareChecks(Target):
         assert s.numbers() == [1, 3]
 
     @scene
+    async def test_what_was_lost_and_is_free_again_is_not_held_on_in_silence(self, s: Scene) -> None:
+        one, two = await s.member(FOUR), await s.opened()
+        (taken, *_) = await two.hold(FOUR)
+        await two.write(batch_of([record(1)], partition=taken, start=7))
+        await two.aclose()
+        await raises(Fenced, one.hold(FOUR))
+        held = (await one.hold(FOUR))[taken]
+        assert held is not None and held.next.offset == 8
+
+    @scene
     async def test_a_partition_that_comes_later_is_taken_too(self, s: Scene) -> None:
         one = await s.member({0})
         assert (await one.hold({0, 1, 2})).keys() == {0, 1, 2}
