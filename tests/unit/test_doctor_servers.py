@@ -13,6 +13,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psycopg
 import pytest
 import redis
 from aiokafka.protocol.admin import CreateAclsRequest
@@ -20,7 +21,10 @@ from aiokafka.protocol.admin import CreateAclsRequest
 from adapters.kafka.examine import version
 from adapters.kafka.transport import KafkaTransport
 from adapters.redis.errors import RIGHTS
-from tests.servers import Server, server
+from consumers.sink import sink_of
+from consumers.sinks.postgres.examine import Server as PostgresServer
+from consumers.sinks.postgres.examine import about
+from tests.servers import Server, kinds, new_database, server
 from tests.spiders.scene import crawlbus
 from tests.unit.test_kafka_servers import LOCKED
 
@@ -39,7 +43,7 @@ class Answer(NamedTuple):
     def fault(self) -> str:
         """The only one, which ends the command with 2."""
         (line,) = (line for line in self.lines if line["verdict"] == "fault")
-        assert self.code == 2
+        assert self.code == 2, self.said
         return f"{line['found']} -> {line['mend']}"
 
     def in_order(self) -> str:
@@ -94,6 +98,89 @@ def test_redis(doctor: Any) -> None:
             fault = doctor("--bus", login, "--state", "sqlite:///state.db").fault()
             assert f"ACL SETUSER NAME {RIGHTS}" in fault
         assert client.dbsize() == 0, "nothing is left"
+
+
+@pytest.mark.parametrize("server_url", kinds("postgres")[:1], indirect=True)
+def test_postgres(doctor: Any, server_url: str) -> None:
+    with new_database(server_url) as url, psycopg.connect(url, autocommit=True) as db:
+        name, user = db.info.dbname, f"user_{db.info.dbname}"
+        sink = ("--sink", with_login(url, f"{user}:hush"), *STATE)
+        db.execute(f"CREATE ROLE {user} LOGIN PASSWORD 'hush'".encode())
+        db.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+        db.execute(f"REVOKE ALL ON DATABASE {name} FROM PUBLIC; GRANT CONNECT ON DATABASE {name} TO {user}".encode())
+        try:
+            granted = []
+            while (answer := doctor(*sink)).code and len(granted) < 5:
+                granted.append(answer.fault().partition(" -> ")[2])
+                db.execute(granted[-1].encode())
+            assert granted == [
+                f"GRANT TEMPORARY ON DATABASE {name} TO {user}",
+                f"GRANT CREATE, USAGE ON SCHEMA public TO {user}",
+            ]
+            said = answer.in_order()
+            assert "ok: PostgreSQL 1" in said and "UTF8" in said and "clock" in said
+            assert f"{user} may make and write its tables in the schema public" in said
+            assert not db.execute("SELECT 1 FROM pg_class WHERE relnamespace = 'public'::regnamespace").fetchall()
+
+            asyncio.run(open_and_close(url))
+            granted = []
+            while (answer := doctor(*sink)).code and len(granted) < 5:
+                granted.append(answer.fault().partition(" -> ")[2])
+                db.execute(granted[-1].encode())
+            assert [grant.partition(" TO ")[0] for grant in granted] == [
+                'GRANT SELECT, INSERT, UPDATE, DELETE ON "items"',
+                "GRANT SELECT, INSERT, UPDATE, DELETE ON sink_gaps, sink_members, sink_progress, sink_quarantine",
+            ]
+            fault = doctor("--sink", f"{sink[1]}?table=shop.items", *STATE).fault()
+            assert f" -> GRANT CREATE ON DATABASE {name} TO {user}" in fault
+            more = doctor("--sink", f"{url}?columns=price:numeric&index=price", *STATE).in_order()
+            assert "the consumer will add 2 columns or indexes" in more
+            fault = doctor("--sink", f"{url}?mode=versions", *STATE).fault()
+            assert "the column hash of the table" in fault
+            db.execute(f"ALTER ROLE {user} SET default_transaction_read_only = on".encode())
+            assert f"transactions are read-only -> ALTER ROLE {user} RESET" in doctor(*sink).fault()
+        finally:
+            db.execute(f"DROP OWNED BY {user}; DROP ROLE {user}".encode())
+        db.execute(f"CREATE DATABASE {name}_latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0".encode())
+        try:
+            latin = url.replace(name, f"{name}_latin")
+            assert f"the database {name}_latin has the encoding LATIN1" in doctor("--sink", latin, *STATE).fault()
+        finally:
+            db.execute(f"DROP DATABASE {name}_latin".encode())
+
+
+async def open_and_close(url: str) -> None:
+    async with aclosing(sink_of(url)) as sink:
+        await sink.open("default", "crawlbus.items")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"version_num": 110022}, "PostgreSQL 11.22 is older than 12 -> upgrade it"),
+        ({"standby": True, "read_only": True}, "the server is a standby, which cannot be written -> name the primary"),
+    ],
+)
+def test_a_postgres_that_cannot_be_used(changed: dict[str, Any], said: str) -> None:
+    server = PostgresServer(150004, "UTF8", False, False, 0.0, "crawl", "shop", "public")
+    assert [finding.verdict for finding in about(server)] == ["ok"]
+    (fault,) = (finding for finding in about(server._replace(**changed)) if finding.verdict == "fault")
+    assert said in f"{fault.found} -> {fault.mend}"
+
+
+def test_a_postgres_that_is_not_there(doctor: Any) -> None:
+    answer = doctor("--sink", "postgresql://u:hush@127.0.0.1:1/shop", *STATE)
+    (line,) = (line for line in answer.lines if line["verdict"] == "fault")
+    assert answer.code == 3 and line["what"] == "sink" and "--sink" in line["mend"]
+
+
+def test_a_directory_of_parquet(doctor: Any, tmp_path: Path) -> None:
+    assert f"{tmp_path} can be written" in doctor("--sink", "parquet:///items", *STATE).in_order()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "items").mkdir()
+    assert f"{tmp_path / 'items'} can be written" in doctor("--sink", "parquet:///items", *STATE).in_order()
+    answer = doctor("--sink", "parquet:////no/such/place/items", *STATE)
+    assert answer.code == 3 and "/no/such/place cannot be written" in answer.said
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,10 @@ import psycopg
 
 import consumers.sinks.postgres.link as limits
 from bus.errors import BusError, Misconfigured
+from bus.findings import Finding
 from consumers.sink import Batch, Changes, Entry, Limits, Progress, Quarantined, Written
 from consumers.sinks.postgres.errors import misfit, translate
+from consumers.sinks.postgres.examine import examine
 from consumers.sinks.postgres.layout import Layout
 from consumers.sinks.postgres.link import Link
 from consumers.sinks.postgres.options import Options, read_url
@@ -74,6 +76,10 @@ class PostgresSink:
 
     async def drop(self, ids: Sequence[str]) -> int:
         return await self._run(self._drop, ids)
+
+    async def examine(self, prefix: str = "") -> Sequence[Finding]:
+        """What `crawlbus doctor` asks the server; nothing of it is left."""
+        return await self._run(examine, self._link, self._options, self._layout, self._store)
 
     async def aclose(self) -> None:
         await self._watch(self._thread.aclose(self._close), LEAVE_S, closing=True)
