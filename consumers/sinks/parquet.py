@@ -45,7 +45,7 @@ class ParquetSink(FileSink):
     no data, begins with `_`, which pyarrow, Spark and others pass over.
     """
 
-    limits = Limits(items=100_000, size_bytes=64 * 1024 * 1024, seconds=60.0)
+    limits = Limits(items=100_000, size_bytes=16 * 1024 * 1024, seconds=60.0)
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory, FileLedger(directory, directory / "_crawlbus", directory / "_crawlbus.lock"))

@@ -96,6 +96,7 @@ class ShareChecks(Target):
         await two.write(batch_of([record(1)], partition=lost, start=7))
         await two.aclose()
         await raises(Fenced, one.write(batch_of([record(2)], partition=lost)))
+        await raises(Fenced, one.hold(FOUR))  # the other one that it had lost
         held = (await one.hold(FOUR))[lost]
         assert held is not None and held.next.offset == 8
         await one.write(batch_of([record(3)], partition=lost, start=8))
