@@ -7,10 +7,11 @@ import json
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pyarrow.parquet
 import pytest
 
@@ -20,90 +21,79 @@ from bus.codec import SCHEMA
 from bus.errors import CodecError
 from bus.items import item_messages, pack_item
 from bus.message import Headers, Message, Position
+from bus.url import hide_secrets
 from consumers.quarantine import _trials, items_of, retry
 from consumers.rows import reject_item
 from consumers.sink import Batch, Entry, Limits, Quarantined, Reject, Sink, sink_of
 from tests.consumers.scene import TOPIC, batch_of, jsonl_items, record, sqlite_items
+from tests.servers import kinds, new_database, shared_url
 
 Ask = Callable[..., Any]
 
 
-class Place:
-    """A sink that refuses what `fill` writes to it, until `allow`. `reason` is in what it says."""
+class Constrained:
+    """A table with a constraint of the user's, who drops it. `fill` brings items 1 to 3, of which the second cannot be
+    stored, for the `reason`, until `allow`."""
 
-    reason: str
+    reason = "no seconds"
 
-    def __init__(self, url: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.url, self.directory, self._monkeypatch = url, directory, monkeypatch
-
-    def fill(self) -> None:
-        """Items 1 to 3, of which the second cannot be stored."""
-        raise NotImplementedError
-
-    def allow(self) -> None:
-        raise NotImplementedError
-
-    def stored(self) -> list[int]:
-        raise NotImplementedError
-
-
-class Constrained(Place):
-    """A table with a constraint of the user's, who drops it."""
-
-    reason = "CHECK constraint failed"
+    def __init__(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.url = url
 
     def fill(self) -> None:
         write(self.url)
-        self.execute(
-            "CREATE TRIGGER mine BEFORE INSERT ON items WHEN new.data ->> 'number' = 2"
-            " BEGIN SELECT RAISE(ABORT, 'CHECK constraint failed'); END"
-        )
+        forbid(2, url=self.url)
         write(self.url, batch_of(map(record, [1, 2, 3])))
 
     def allow(self) -> None:
-        self.execute("DROP TRIGGER mine")
-
-    def stored(self) -> list[int]:
-        return stored(self.url)
-
-    def execute(self, statement: str) -> None:
-        with closing(sqlite3.connect(self.directory / "items.sqlite")) as db:
-            db.execute(statement)
+        forbid(url=self.url)
 
 
-class Upgraded(Place):
+class Upgraded:
     """A file takes every item; but a message of a newer version can be read only by that."""
 
     reason = f"items of schema {SCHEMA + 1}, this version reads up to {SCHEMA}"
 
+    def __init__(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.url, self._monkeypatch = url, monkeypatch
+
     def fill(self) -> None:
-        message = packed(2, schema=SCHEMA + 1)
         batch = batch_of(map(record, [1, 3]))
-        batch.rejects = [Reject(Position(0, 7), self.reason, message.id, message.headers, message.body)]
+        batch.rejects = [reject(packed(2, schema=SCHEMA + 1), self.reason, 7)]
         write(self.url, batch)
 
     def allow(self) -> None:
         self._monkeypatch.setattr(bus.items, "SCHEMA", SCHEMA + 1)
 
-    def stored(self) -> list[int]:
-        return stored(self.url)
+
+URLS = [
+    "sqlite:///items.sqlite",
+    "jsonl:///items.jsonl",
+    "parquet:///items",
+    *(f"{kind}?mode={mode}" for kind in kinds("postgres")[:1] for mode in ("latest", "versions", "append")),
+]
 
 
-PLACES = {
-    "sqlite": (Constrained, "sqlite:///items.sqlite"),
-    "jsonl": (Upgraded, "jsonl:///items.jsonl"),
-    "parquet": (Upgraded, "parquet:///items"),
-}
-
-
-@pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+@pytest.fixture(params=URLS)
+def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Of a sink that is not there yet, and is set."""
     monkeypatch.chdir(tmp_path)
-    kind, url = PLACES[request.param]
-    one = kind(url, tmp_path, monkeypatch)
+    with ExitStack() as stack:
+        found: str = request.param
+        if found.startswith("postgres"):
+            kind, _, options = found.partition("?")
+            found = f"{stack.enter_context(new_database(shared_url(kind)))}?{options}"
+        monkeypatch.setenv("CRAWLBUS_SINK", found)
+        yield found
+
+
+@pytest.fixture
+def place(url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A sink with items 1 and 3, that refused the second."""
+    kind = Constrained if url.startswith(("sqlite", "postgres")) else Upgraded
+    one = kind(url, monkeypatch)
     one.fill()
-    monkeypatch.setenv("CRAWLBUS_SINK", one.url)
-    yield one
+    return one
 
 
 @pytest.fixture
@@ -162,12 +152,15 @@ def rows(url: str) -> list[dict[str, Any]]:
         return sqlite_items(Path("items.sqlite"))
     if url.startswith("jsonl:"):
         return jsonl_items(Path("items.jsonl"))
+    if url.startswith("postgresql:"):
+        with psycopg.connect(url.partition("?")[0]) as db:
+            return [{"id": id, "data": data} for id, data in db.execute("SELECT id, data FROM items")]
     table = pyarrow.parquet.read_table("items").to_pylist()
     return [{**row, "data": json.loads(row["data"])} for row in table]
 
 
 def stored(url: str) -> list[int]:
-    return [row["data"]["number"] for row in rows(url)]
+    return sorted(row["data"]["number"] for row in rows(url))
 
 
 def packed(*numbers: int, schema: int = SCHEMA) -> Message:
@@ -180,23 +173,30 @@ def reject(message: Message, reason: str = "newer", offset: int = 0) -> Reject:
     return Reject(Position(0, offset), reason, message.id, message.headers, message.body)
 
 
-def forbid(*numbers: int) -> None:
-    """A constraint that somebody has put on the table; it names the item."""
+def forbid(*numbers: int, url: str = "sqlite:") -> None:
+    """A constraint that somebody has put on the table."""
+    if url.startswith("postgresql:"):
+        allowed = f"(data->>'number')::int NOT IN {(*numbers, -1, -2)}"
+        with psycopg.connect(url.partition("?")[0]) as db:
+            db.execute('ALTER TABLE items DROP CONSTRAINT IF EXISTS "no seconds"')
+            if numbers:
+                db.execute(f'ALTER TABLE items ADD CONSTRAINT "no seconds" CHECK ({allowed})'.encode())
+        return
     with closing(sqlite3.connect("items.sqlite")) as db:
         db.execute("DROP TRIGGER IF EXISTS mine")
         if numbers:
             db.execute(
                 f"CREATE TRIGGER mine BEFORE INSERT ON items WHEN new.data ->> 'number' IN {(*numbers, -1)}"
-                " BEGIN SELECT RAISE(ABORT, 'not this one'); END"
+                " BEGIN SELECT RAISE(ABORT, 'no seconds'); END"
             )
 
 
 def numbers() -> list[int]:
-    return [row["data"]["number"] for row in sqlite_items(Path("items.sqlite"))]
+    return stored("sqlite:")
 
 
 def test_what_was_refused_is_stored_once_nothing_is_in_the_way(place: Any, ask: Ask) -> None:
-    assert sorted(place.stored()) == [1, 3]
+    assert stored(place.url) == [1, 3]
     listed = ask("list")
     (entry,) = listed["entries"]
     assert listed["total"] == 1 and place.reason in entry["reason"] and listed["reasons"] == {entry["reason"]: 1}
@@ -205,10 +205,10 @@ def test_what_was_refused_is_stored_once_nothing_is_in_the_way(place: Any, ask: 
         answer = ask("retry", *words, code=1)
         (failed,) = answer["failed"]
         assert answer["stored"] == 0 and failed["id"] == entry["id"] and place.reason in failed["reason"]
-    assert ask("list")["total"] == 1 and sorted(place.stored()) == [1, 3]
+    assert ask("list")["total"] == 1 and stored(place.url) == [1, 3]
     place.allow()
     assert ask("retry", "--all") == {"stored": 1, "failed": []}
-    assert sorted(place.stored()) == [1, 2, 3]
+    assert stored(place.url) == [1, 2, 3]
     assert ask("list") == {"total": 0, "reasons": {}, "entries": []}
     assert ask("retry", "--all") == {"stored": 0, "failed": []}
 
@@ -223,9 +223,9 @@ def test_people_are_told_the_same(place: Any, capsys: pytest.CaptureFixture[str]
     shown = said("show", id[:8])
     assert place.reason in shown and '"number": 2' in shown and "https://shop.example/2" in shown
     tried = said("retry", id, code=1)
-    assert f"0 items stored in {place.url}" in tried and "1 failed again" in tried and place.reason in tried
+    assert f"0 items stored in {hide_secrets(place.url)}" in tried and "1 failed again" in tried and place.reason in tried
     place.allow()
-    assert said("retry", id) == f"1 items stored in {place.url}\n"
+    assert said("retry", id) == f"1 items stored in {hide_secrets(place.url)}\n"
     assert said("list") == "Nothing is in quarantine.\n" and said("retry", "--all") == "Nothing to retry.\n"
 
 
@@ -235,7 +235,7 @@ def test_what_fails_for_another_reason_has_that(sink: str, ask: Ask) -> None:
     answer = ask("retry", "--all", code=1)
     (failed,) = answer["failed"]
     assert answer["stored"] == 2 and numbers() == [1, 3]
-    assert (failed["reason"], failed["item"], failed["position"]) == ("not this one", record(2).id, "0/0.1")
+    assert (failed["reason"], failed["item"], failed["position"]) == ("no seconds", record(2).id, "0/0.1")
     assert [entry["id"] for entry in ask("list")["entries"]] == [failed["id"]], "the message itself has left"
     forbid()
     assert ask("retry", failed["id"]) == {"stored": 1, "failed": []} and numbers() == [1, 2, 3]
@@ -342,14 +342,11 @@ def one(item):
 """
 
 
-@pytest.fixture(params=["sqlite:///items.sqlite", "jsonl:///items.jsonl", "parquet:///items"])
-def mended(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture
+def mended(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A sink with six items in quarantine, of which three are in one message; and the function."""
-    url: str = request.param
-    monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mend", raising=False)
-    monkeypatch.setenv("CRAWLBUS_SINK", url)
     Path("mend.py").write_text(MEND)
     alone = [reject_item(Entry(Position(0, n), record(n)), "why") for n in (1, 2, 4)]
     write(url, Batch(rejects=[*alone, reject(packed(3, 5, 6), offset=9)]))
@@ -363,7 +360,7 @@ def test_a_function_mends_items(mended: str, ask: Ask) -> None:
         record(4).id: "--through mend:one: KeyError: 'price'",
         record(5).id: "--through mend:one returned nothing",
     }
-    assert sorted(stored(mended)) == [11, 12, 13, 16, 23]
+    assert stored(mended) == [11, 12, 13, 16, 23]
     assert {record(n).id for n in (1, 2, 3, 6)} < {row["id"] for row in rows(mended)}
     assert {entry.reject.position: items_of(entry.reject) for entry in standing(mended)} == {
         Position(0, 4): [record(4)],
