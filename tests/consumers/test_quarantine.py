@@ -223,7 +223,8 @@ def test_people_are_told_the_same(place: Any, capsys: pytest.CaptureFixture[str]
     shown = said("show", id[:8])
     assert place.reason in shown and '"number": 2' in shown and "https://shop.example/2" in shown
     tried = said("retry", id, code=1)
-    assert f"0 items stored in {hide_secrets(place.url)}" in tried and "1 failed again" in tried and place.reason in tried
+    assert f"0 items stored in {hide_secrets(place.url)}" in tried
+    assert "1 failed again" in tried and place.reason in tried
     place.allow()
     assert said("retry", id) == f"1 items stored in {hide_secrets(place.url)}\n"
     assert said("list") == "Nothing is in quarantine.\n" and said("retry", "--all") == "Nothing to retry.\n"
