@@ -165,7 +165,8 @@ class FileLedger:
         except FileNotFoundError:
             return []
         latest = {entry["id"]: entry for entry in map(json.loads, lines)}
-        found = [_quarantined(entry) for id, entry in latest.items() if id not in state["dropped"]]
+        dropped = set(state["dropped"])
+        found = [_quarantined(entry) for id, entry in latest.items() if id not in dropped]
         return sorted(found, key=lambda each: each.at)
 
     def drop(self, state: dict[str, Any], ids: Sequence[str]) -> int:
