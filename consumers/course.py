@@ -67,17 +67,26 @@ class Course:
         return (self.size - self.done) * (self.clock() - self._began_s) / gone if gone > 0 else None
 
     def line(self, items_per_s: float | None = None) -> str:
-        """All of it in one line, for people; by default with the speed of the whole run."""
+        """A bar, and the words."""
+        full = int(BAR * self._share)
+        return f"{'━' * full}{'─' * (BAR - full)} {self.words(items_per_s)}"
+
+    def words(self, items_per_s: float | None = None) -> str:
+        """All of it, for people; by default with the speed of the whole run."""
         if self.part is None:
             return "looking where to begin"
-        share = self.done / self.size if self.size else 1.0
         if items_per_s is None:
             items_per_s = self.items_stored / max(self.clock() - self._began_s, 1e-9)
-        full = int(BAR * share)
-        parts = [f"{share:.0%}", f"{self.items_stored:,} items", f"{items_per_s:,.0f} items/s"]
-        if share < 1 and (left_s := self.left_s) is not None:
+        parts = [f"{self._share:.0%}", f"{self.items_stored:,} items", f"{items_per_s:,.0f} items/s"]
+        if self._share < 1 and (left_s := self.left_s) is not None:
             parts.append(f"{_duration(left_s)} left")
-        return f"{'━' * full}{'─' * (BAR - full)} " + " · ".join(parts)
+        return " · ".join(parts)
+
+    @property
+    def _share(self) -> float:
+        if self.part is None:
+            return 0.0
+        return self.done / self.size if self.size else 1.0
 
 
 @asynccontextmanager
@@ -98,7 +107,7 @@ async def show_course(course: Course, *, as_json: bool = False) -> AsyncIterator
 async def _tell(course: Course) -> None:
     while True:
         await asyncio.sleep(LINE_S)
-        log.info("%s", course.line())
+        log.info("%s", course.words())
 
 
 def _duration(seconds: float) -> str:

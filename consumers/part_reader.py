@@ -46,8 +46,7 @@ class PartReader(LogReader):
         partition, offset, message = delivery.partition, delivery.offset, delivery.message
         if offset >= past(self._part.end[partition]):
             if not self.has_finished(partition):
-                last = self._furthest.get(partition)
-                self._sieve.finish(partition, last.message.id if last else "")
+                self._sieve.finish(partition)
                 self._finished.add(partition)
             return
         mean_bytes = 0.9 * self._mean_bytes + 0.1 * len(message.body)

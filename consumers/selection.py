@@ -33,12 +33,15 @@ class Selection:
 
     def takes(self, record: ItemRecord) -> bool:
         """Of an item of a message that `may_hold` some."""
-        at_s = round(record.scraped_at, 6)  # as it is stored
-        return (
-            (self.since_s is None or self.since_s <= at_s)
-            and (self.before_s is None or at_s < self.before_s)
-            and (self._url is None or (record.url is not None and self._url.fullmatch(record.url) is not None))
+        return self._in_time(record.scraped_at) and (
+            self._url is None or (record.url is not None and self._url.fullmatch(record.url) is not None)
         )
+
+    def _in_time(self, at_s: float) -> bool:
+        if self.since_s is None and self.before_s is None:
+            return True
+        at_s = round(at_s, 6)  # as it is stored
+        return (self.since_s is None or self.since_s <= at_s) and (self.before_s is None or at_s < self.before_s)
 
 
 def _pattern(glob: str) -> re.Pattern[str]:

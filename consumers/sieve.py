@@ -64,9 +64,9 @@ class Sieve(Batcher):
             yield from super().reject(delivery, reason, now)
 
     def _close(self, position: Position, id: str) -> None:
-        if not self._closed:
-            self._closed = True
+        if not self._closed and position.index:
             self._batch.progress[position.partition] = Progress(position, id)
+        self._closed = True
 
     def _put(self, delivery: Delivery, position: Position, record: ItemRecord) -> None:
         if self.through is None:
@@ -81,7 +81,7 @@ class Sieve(Batcher):
             place = position._replace(index=position.index + number * DERIVED)
             self._batch.entries.append(Entry(place, item))
 
-    def finish(self, partition: int, message: str) -> None:
-        """All of a partition is read; `message` is the id of the last one."""
+    def finish(self, partition: int) -> None:
+        """All of a partition is read, and the last offsets of it hold nothing."""
         if not self._closed:
-            self._batch.progress[partition] = Progress(self._part.end[partition], message)
+            self._batch.progress[partition] = Progress(self._part.end[partition], "")

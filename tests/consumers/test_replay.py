@@ -17,13 +17,15 @@ from typing import Any
 import pytest
 
 import consumers.bounds
+from adapters.rabbitmq import topology
 from bus.errors import BusError, Misconfigured
 from bus.message import Message
+from bus.testing import Faults, FaultyTransport
 from consumers.bounds import find_part
 from consumers.daemon import consume
 from consumers.options import ConsumeOptions
 from consumers.replay import Dropped
-from consumers.sink import Batch, Changes, Written
+from consumers.sink import Batch, Changes, Fenced, SinkUnavailable, Written
 from consumers.sinks.jsonl import JsonlSink
 from consumers.sinks.sqlite import SqliteSink
 from consumers.through import Through, ThroughBroken
@@ -125,6 +127,25 @@ def test_between_positions(bus: str, tmp_path: Path) -> None:
                 assert (await here.replay(SqliteSink(path), start, end)).idle
 
     on(bus, tmp_path, work)
+
+
+def test_up_to_an_offset_that_a_stream_has_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RabbitMQ does so where a segment begins."""
+    monkeypatch.setattr(topology, "SEGMENT_BYTES", 100_000)
+
+    async def work(here: Here) -> None:
+        for number in range(20):
+            await here.publish([number], data={"number": number, "padding": "x" * 20_000})
+        content = await here.content()
+        offsets = [position.offset for position in content]
+        hole = max(set(range(offsets[-1])) - set(offsets))
+        path = tmp_path / "items.sqlite"
+        result = await here.replay(SqliteSink(path), "earliest", f"0/{hole + 1}")
+        assert result.complete and result.stored == len([offset for offset in offsets if offset < hole])
+        result = await here.replay(SqliteSink(path), "earliest", f"0/{hole + 1}")
+        assert result.idle and result.complete
+
+    on("rabbitmq-4.3", tmp_path, work)
 
 
 @every_bus
@@ -322,6 +343,36 @@ def test_the_rate_is_kept(tmp_path: Path) -> None:
     assert len(numbers(tmp_path / "items.sqlite")) == 300
 
 
+def test_whatever_is_away_is_waited_for(tmp_path: Path) -> None:
+    """A bus that loses connections, a sink that is locked, and one that another process has taken over."""
+    troubles = [SinkUnavailable("locked"), Fenced("taken over")]
+    path = tmp_path / "items.jsonl"
+
+    class Troubled(JsonlSink):
+        async def write(self, batch: Batch) -> Written:
+            if troubles:
+                raise troubles.pop(0)
+            return await super().write(batch)
+
+    async def work(here: Here) -> None:
+        await here.publish(range(200), pack=1)
+        here.transport = FaultyTransport(here.transport, seed=3, faults=Faults(lost=0.05, short=0.5))
+        result = await here.replay(Troubled(path), batch=20)
+        assert (result.stored, result.complete) == (200, True) and not troubles
+
+    on("sqlite", tmp_path, work)
+    assert numbers(path) == list(range(200))
+
+
+def test_into_the_file_of_the_bus(tmp_path: Path) -> None:
+    async def work(here: Here) -> None:
+        await here.publish(range(20))
+        assert (await here.replay(SqliteSink(tmp_path / "bus.db", "again"))).stored == 20
+
+    on("sqlite", tmp_path, work)
+    assert numbers(tmp_path / "bus.db", "again") == list(range(20))
+
+
 # through a function
 
 
@@ -411,12 +462,13 @@ def test_a_broken_function_ends_the_replay(tmp_path: Path) -> None:
     assert query(tmp_path / "items.sqlite", "SELECT count(*) FROM sink_quarantine") == [(0,)]
 
 
-def test_a_slow_function_is_stopped_between_items(tmp_path: Path) -> None:
-    """In the middle of a message, and the next run goes on right there."""
+@pytest.mark.parametrize("pack", [60, 20])
+def test_a_slow_function_is_stopped_between_items(pack: int, tmp_path: Path) -> None:
+    """In the middle of a message or between two, and the next run goes on right there."""
     path, seen = tmp_path / "items.jsonl", list[int]()
 
     async def work(here: Here) -> None:
-        await here.publish(range(60), pack=60)
+        await here.publish(range(60), pack=pack)
 
         def slow(item: dict[str, Any]) -> dict[str, Any]:
             seen.append(item["data"]["number"])
