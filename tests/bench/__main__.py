@@ -14,12 +14,15 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench.buses import BUSES
+from tests.bench.connect import ConnectSink
 from tests.bench.dedup import memory_of_seen
+from tests.bench.drain import PATHS, Drained, drain
+from tests.bench.drain import rows as rows_of_drain
 from tests.bench.idle import idle_pickups, percentile
 from tests.bench.machine import machine
 from tests.bench.transport import BATCH, CALLS, Cost, exchange, rows
 from tests.bench.worker import KINDS, SITES, Measured, WrongCrawl, contestants, measure, summary
-from tests.servers import Unavailable, kinds
+from tests.servers import Unavailable, kinds, shared_url
 
 console = Console(width=None if sys.stdout.isatty() else 140)
 FOLDER = click.option(
@@ -149,6 +152,41 @@ def dedup(urls: int, kind: str, folder: Path) -> None:
                 soft_wrap=True,
                 highlight=False,
             )
+
+
+@main.command()
+@click.option("--path", "paths", type=click.Choice([*PATHS]), multiple=True, help="From which bus to where.  [all]")
+@click.option("--items", default=200_000, show_default=True, help="Items of each run, ten in a message.")
+@click.option("--connect/--no-connect", default=True, help="Kafka Connect beside, for kafka-postgres.  [connect]")
+@RUNS
+@FOLDER
+def consumer(paths: Sequence[str], items: int, connect: bool, runs: int, folder: Path) -> None:
+    """Items per second from the log into storage, beside the bare drivers, and beside Kafka Connect with Debezium's
+    JDBC sink.
+
+    driver reads: the log read by its driver alone. driver stores: COPY and upsert (SQLite: executemany, Parquet:
+    write_table) alone, from the same Python dicts, their JSON encoding included. Ratio: to the slower of the two, run
+    by run. One process each; CPU is its own, not that of the servers.
+    """
+    _print_machine(folder)
+    found: list[Drained] = []
+    for path in paths or PATHS:
+        with _or_skip(path):
+            found += drain(path, items=items, runs=runs, folder=folder)
+            console.print(f"{path}: {runs} runs done", highlight=False)
+    table = _table("path", "items/s", "CPU us", "driver reads", "CPU us", "driver stores", "CPU us", "ratio")
+    for row in rows_of_drain(found):
+        table.add_row(*row)
+    console.print(table)
+    if connect and any(each.path == "kafka-postgres" for each in found):
+        with _or_skip("Kafka Connect"), ConnectSink(shared_url("kafka-4.1"), shared_url("postgres-15")) as peer:
+            for run in range(runs):
+                for tasks in (1, 2):
+                    cost = peer.copy(items, tasks)
+                    console.print(
+                        f"run {run + 1}, Kafka Connect with {tasks} tasks: {cost.per_s:,.0f} rows/s, "
+                        f"{cost.cpu_us:.0f} us CPU a row", highlight=False,
+                    )  # fmt: skip
 
 
 @contextmanager
