@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -52,6 +53,7 @@ async def _parts(settings: Settings, options: ReplayOptions, as_json: bool) -> A
     """Made from what the settings say, and closed; ended by signals, and shown."""
     if missing_file(settings.bus):
         raise Misconfigured(f"there is no bus file {file_path(settings.bus)}: give the --bus of the crawl")
+    gc.set_threshold(100_000, 20, 20)  # batches are many containers without a cycle
     through = None if options.through is None else Through.load(options.through)
     course = Course()
     with _ending_on_signals() as stop:

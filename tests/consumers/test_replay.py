@@ -8,10 +8,11 @@ import os
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import closing
+from contextlib import aclosing, closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ import consumers.bounds
 from adapters.rabbitmq import topology
 from bus.errors import BusError, Misconfigured
 from bus.message import Message
+from bus.registry import connect_transport
 from bus.testing import Faults, FaultyTransport
 from consumers.bounds import find_part
 from consumers.daemon import consume
@@ -297,6 +299,19 @@ def test_a_time_before_the_log_is_told(tmp_path: Path, caplog: pytest.LogCapture
         assert "the log begins at 0/10: what it has dropped before that is not replayed" in caplog.text
 
     on("sqlite", tmp_path, work, retention_s=0.5)
+
+
+@every_bus
+def test_where_there_is_no_log_none_is_made(bus: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with aclosing(await connect_transport(new_bus(bus, tmp_path))) as transport:
+            here = Here(transport, f"t{token_hex(4)}.items")
+            for attempt in (here.replay(SqliteSink(tmp_path / "x.sqlite")), here.look(None)):
+                with pytest.raises(BusError, match=r"the bus has no item log 't\w+\.items': nothing was crawled there"):
+                    await attempt
+            assert not (tmp_path / "x.sqlite").exists()
+
+    asyncio.run(main())
 
 
 def test_another_log_is_noticed(tmp_path: Path) -> None:
