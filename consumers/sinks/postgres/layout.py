@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 
 from bus.errors import Misconfigured
@@ -11,7 +13,7 @@ from consumers.sql_ledger import SqlLedger
 
 __all__ = ["Layout"]
 
-_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('crawlbus sink', 0))"
+_LOCK = "SELECT pg_advisory_{}(hashtextextended('crawlbus sink', 0))"  # for all tables of the database
 _SCHEMA = "SELECT 1 FROM pg_namespace WHERE nspname = ?"
 _COLUMNS = """
 SELECT w.attname, format_type(w.atttypid, w.atttypmod), format_type(i.atttypid, i.atttypmod)
@@ -75,7 +77,18 @@ class Layout:
 
     def lock(self, db: Link) -> None:
         """Until the transaction ends, nobody else makes anything."""
-        db.execute(_LOCK)
+        db.execute(_LOCK.format("xact_lock"))
+
+    @contextmanager
+    def alone(self, db: Link) -> Iterator[None]:
+        """Nobody else makes anything. Begin the transaction in here: only then it sees what others have made."""
+        db.execute(_LOCK.format("lock"))
+        try:
+            yield
+        finally:
+            db.rollback()
+            if db.is_connected:
+                db.execute(_LOCK.format("unlock"))
 
     def _create(self) -> str:
         options = self._options

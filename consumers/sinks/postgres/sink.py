@@ -125,11 +125,16 @@ class PostgresSink:
 
     def _make_tables(self) -> None:
         self._link.begin()
-        if self._layout.missing(self._link):
-            self._layout.lock(self._link)
-            self._layout.make(self._link, self._layout.missing(self._link))
-        self._store.check()
-        self._link.commit()
+        missing = self._layout.missing(self._link)
+        if not missing:
+            self._store.check()
+        self._link.rollback()
+        if missing:
+            with self._layout.alone(self._link):
+                self._link.begin()
+                self._layout.make(self._link, self._layout.missing(self._link))
+                self._store.check()
+                self._link.commit()
 
     def _hold(self, partitions: Set[int]) -> dict[int, Progress | None]:
         self._link.begin()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, NamedTuple
 
 from bus.items import ItemRecord
@@ -21,11 +22,12 @@ _EPOCH_S = int(_EPOCH.timestamp())
 _MICROSECOND = timedelta(microseconds=1)
 _FIRST = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 _LAST = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_JSONB = b"\1"  # the version of its form
 _NUL = b"\\u0000"  # in JSON; the text \u0000 has one more backslash, and is looked at once more
 
 
 class Staged(NamedTuple):
-    """A row to store. `micros` is when it was scraped, in µs since 2000; `data` is JSON."""
+    """A row to store. `micros` is when it was scraped, in µs since 2000; `data` is JSONB as it is sent."""
 
     position: Position
     id: str
@@ -36,12 +38,15 @@ class Staged(NamedTuple):
     data: bytes
 
 
+_staged: Callable[[tuple[Any, ...]], Staged] = partial(tuple.__new__, Staged)  # thrice as fast as Staged(…)
+
+
 def stage(entries: Iterable[Entry], *, rejects_nul: bool) -> tuple[list[Staged], list[Reject], int]:
     """The rows of a batch, what cannot be one, and how many texts were changed, as PostgreSQL cannot hold them: U+0000
     (which is refused where `rejects_nul`) and lone surrogates become U+FFFD."""
     rows, rejects, sanitized = [], [], 0
-    for entry in entries:
-        id, job, spider, _, url, scraped_at, data = record = entry.record
+    for position, record in entries:
+        id, job, spider, _, url, scraped_at, data = record
         try:
             if not id:
                 raise ValueError("the item has no id")
@@ -51,16 +56,17 @@ def stage(entries: Iterable[Entry], *, rejects_nul: bool) -> tuple[list[Staged],
                 and _NUL not in encoded
                 and _is_clean(id + job + spider + (url or ""))
             ):
-                rows.append(Staged(entry.position, id, job, spider, url, micros, encoded))
+                # a copy by the way, of just its size: orjson's own keeps a kilobyte, which costs more than the rest
+                rows.append(_staged((position, id, job, spider, url, micros, _JSONB + encoded)))
             else:
                 cleaner = _Cleaner()
-                row = cleaner.row(entry.position, record, micros)
+                row = cleaner.row(position, record, micros)
                 if rejects_nul and cleaner.nul:
                     raise ValueError("a text with U+0000, which PostgreSQL cannot hold; nul=replace makes it U+FFFD")
                 rows.append(row)
                 sanitized += cleaner.changed
         except (ValueError, OverflowError) as error:
-            rejects.append(reject_item(entry, str(error)))
+            rejects.append(reject_item(Entry(position, record), str(error)))
     return rows, rejects, sanitized
 
 
@@ -94,7 +100,7 @@ class _Cleaner:
         if _NUL.decode() in raw or clean_text(raw) is not raw:
             value = json.loads(raw, object_pairs_hook=self._map)
             raw = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-        return raw.encode()
+        return _JSONB + raw.encode()
 
     def _map(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         """No value is lost where two keys become one."""
@@ -119,48 +125,43 @@ class _Cleaner:
         return clean
 
 
-def newest(rows: Iterable[Staged]) -> list[Staged]:
-    """One row of each id, sorted by it: so two who write the same ids wait for each other in the same order."""
+def newest(rows: Sequence[Staged]) -> Sequence[Staged]:
+    """One row of each id, in the order in which the ids come first."""
+    if len({row[1] for row in rows}) == len(rows):
+        return rows
     found: dict[str, Staged] = {}
     for row in rows:
         if (other := found.get(row.id)) is None or other.micros <= row.micros:
             found[row.id] = row
-    return [found[id] for id in sorted(found)]
+    return list(found.values())
 
 
 # https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format"; a length of -1 is NULL
 _HEAD, _TAIL = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
 _NULL = struct.pack("!i", -1)
-_LENGTHS = [struct.pack("!i", length) for length in range(1024)]
 _length = struct.Struct("!i").pack
-_time_and_json = struct.Struct("!iqiB").pack  # JSONB has a version byte in front
+_LENGTHS = [_length(length) for length in range(1024)]
+_time_and_length = struct.Struct("!iqi").pack
 _place = struct.Struct("!iiiqii").pack
 
 
 def copy_buffer(rows: Iterable[Staged], *, with_place: bool) -> bytes:
     """All of a COPY of `id, job, spider, url, scraped_at, data` and perhaps the place in the log."""
     count = struct.pack("!h", 9 if with_place else 6)
+    starts = [count + length for length in _LENGTHS]
     parts, sources = [_HEAD], {}  # type: list[bytes], dict[tuple[str, str], bytes]
-    add = parts.append
     for position, id, job, spider, url, micros, data in rows:
-        key = id.encode()
+        key, place = id.encode(), b"" if url is None else url.encode()
         if (source := sources.get((job, spider))) is None:
             source = sources[job, spider] = _sized(job) + _sized(spider)
-        add(count)
-        add(_LENGTHS[len(key)] if len(key) < 1024 else _length(len(key)))
-        add(key)
-        add(source)
-        if url is None:
-            add(_NULL)
-        else:
-            place = url.encode()
-            add(_LENGTHS[len(place)] if len(place) < 1024 else _length(len(place)))
-            add(place)
-        add(_time_and_json(8, micros, len(data) + 1, 1))
-        add(data)
+        parts += (
+            starts[len(key)] if len(key) < 1024 else count + _length(len(key)), key, source,
+            _NULL if url is None else _LENGTHS[len(place)] if len(place) < 1024 else _length(len(place)), place,
+            _time_and_length(8, micros, len(data)), data,
+        )  # fmt: skip
         if with_place:
-            add(_place(4, position.partition, 8, position.offset, 4, position.index))
-    add(_TAIL)
+            parts.append(_place(4, position.partition, 8, position.offset, 4, position.index))
+    parts.append(_TAIL)
     return b"".join(parts)
 
 
@@ -177,7 +178,7 @@ def parameters(rows: Sequence[Staged], *, with_place: bool) -> list[list[Any]]:
         [row.spider for row in rows],
         [row.url for row in rows],
         [_EPOCH + row.micros * _MICROSECOND for row in rows],
-        [row.data.decode() for row in rows],
+        [row.data[1:].decode() for row in rows],
     ]
     if with_place:
         columns += map(list, zip(*(row.position for row in rows), strict=True)) if rows else [[], [], []]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 
 import psycopg
 
@@ -48,7 +49,7 @@ class Store:
         rejects += batch.rejects
         # by id, as who else writes: so both wait for each other in one order. Of one id, in the order of the log.
         if self._options.mode != "append":
-            rows.sort(key=lambda row: row.id)
+            rows.sort(key=itemgetter(1))
         try:
             self._write_all(ledger, batch, rows, rejects)
         except _Refused:
@@ -59,15 +60,15 @@ class Store:
 
     def _write_all(self, ledger: SqlLedger, batch: Batch, rows: list[Staged], rejects: list[Reject]) -> None:
         """The way of nearly all batches. No lock is held while we send rows: who is stopped then stops nobody."""
-        rows = self._merged(rows)
-        copies = len(rows) >= COPY_FROM
+        merged = self._merged(rows)
+        copies = len(merged) >= COPY_FROM
         if copies:
             self._link.make_staging(self._statements.staging)
         self._link.begin()
         if copies:
-            self._copy(rows)
+            self._copy(merged)
         ledger.advance(self._link, batch)
-        self._insert(rows, copied=copies)
+        self._insert(merged, copied=copies)
         ledger.set_aside(self._link, rejects)
         self._commit()
 
@@ -96,16 +97,16 @@ class Store:
         self._link.execute("RELEASE SAVEPOINT sink_rows")
         return []
 
-    def _merged(self, rows: list[Staged]) -> list[Staged]:
+    def _merged(self, rows: Sequence[Staged]) -> Sequence[Staged]:
         return newest(rows) if self._options.mode == "latest" else rows
 
-    def _copy(self, rows: list[Staged]) -> None:
+    def _copy(self, rows: Sequence[Staged]) -> None:
         try:
             self._link.copy(copy_buffer(rows, with_place=self._statements.with_place))
         except psycopg.Error as error:
             raise _Refused(error) if is_of_a_row(error) else error from None
 
-    def _insert(self, rows: list[Staged], *, copied: bool) -> None:
+    def _insert(self, rows: Sequence[Staged], *, copied: bool) -> None:
         if not rows:
             return
         if self._options.mode == "versions":  # what a row becomes depends on those before and behind it
@@ -131,7 +132,7 @@ class Store:
     def _commit(self) -> None:
         self._link.commit()
 
-    def _parameters(self, rows: list[Staged] | None) -> list[object]:
+    def _parameters(self, rows: Sequence[Staged] | None) -> list[object]:
         with_place = self._statements.with_place
         given: list[object] = [] if rows is None else [*parameters(rows, with_place=with_place)]
         return [*given, self.topic] if with_place else given
@@ -140,9 +141,7 @@ class Store:
         """`Sink.compare`."""
         if self._options.mode == "append":
             raise Unsupported(f"the sink {self._options.name} has mode=append: no row is looked up by its id")
-        rows, _, _ = stage(entries, rejects_nul=self._options.rejects_nul)
-        if self._options.mode == "latest":
-            rows = newest(rows)
+        rows = self._merged(stage(entries, rejects_nul=self._options.rejects_nul)[0])
         if not has_table:
             return Changes(len({row.id for row in rows}), 0, 0)
         new, count, changed = self._link.execute(self._statements.compare(), self._parameters(rows)).fetchall()[0]
