@@ -13,7 +13,7 @@ help:
 	@echo "make bench   what a page costs, beside plain Scrapy"
 	@echo "make soak    every test in full, for hours"
 	@echo "make docs    write the generated tables anew"
-	@echo "make servers RabbitMQ, Kafka and Redis, until Ctrl-C"
+	@echo "make servers RabbitMQ, Kafka, Redis and PostgreSQL, until Ctrl-C"
 	@echo "make clean   remove .venv and caches"
 
 demo: $(VENV)/installed
