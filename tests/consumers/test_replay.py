@@ -27,12 +27,14 @@ from consumers.bounds import find_part
 from consumers.daemon import consume
 from consumers.options import ConsumeOptions
 from consumers.replay import Dropped
-from consumers.sink import Batch, Changes, Fenced, SinkUnavailable, Written
+from consumers.sink import Batch, Changes, Fenced, SinkUnavailable, Written, sink_of
 from consumers.sinks.jsonl import JsonlSink
 from consumers.sinks.sqlite import SqliteSink
 from consumers.through import Through, ThroughBroken
+from tests.consumers.places import SINKS, new_place
 from tests.consumers.replays import ONE_OF_EACH, Here, log_on, new_bus, packed
 from tests.consumers.scene import jsonl_items, query, record, sqlite_items
+from tests.consumers.verdict import stored_numbers, watch
 
 every_bus = pytest.mark.parametrize("bus", ONE_OF_EACH)
 
@@ -235,6 +237,27 @@ def test_filters_hold_all_at_once(tmp_path: Path) -> None:
         assert (await here.replay(SqliteSink(tmp_path / "all.sqlite"))).quarantined == 1  # it cannot be read
 
     on("sqlite", tmp_path, work)
+
+
+@pytest.mark.parametrize("kind", SINKS)
+def test_into_every_sink(kind: str, tmp_path: Path) -> None:
+    """Stopped, gone on with, and then looked at: what is there is as it would be."""
+    with new_place("sqlite", kind, tmp_path) as place:
+        watch(place.sink)
+
+        async def work(here: Here) -> None:
+            await here.publish(range(300))
+            first = await here.replay(sink_of(place.sink), stop_at=1, batch=10)
+            second = await here.replay(sink_of(place.sink))
+            assert first.stored + second.stored == 300 and second.complete
+            assert sorted(stored_numbers(place.sink)) == list(range(300))
+            found = await here.look(sink := sink_of(place.sink))
+            await sink.aclose()
+            assert found.changes == (None if kind in ("jsonl", "parquet") else Changes(0, 0, 300))
+            assert (await here.replay(sink_of(place.sink), restart=True)).stored == 300
+            assert set(stored_numbers(place.sink)) == set(range(300))
+
+        on("sqlite", tmp_path, work)
 
 
 def test_restart_does_it_anew(tmp_path: Path) -> None:
