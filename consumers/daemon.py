@@ -18,6 +18,7 @@ from bus.transport import Lag, Subscription, Transport
 from consumers.batcher import Batcher
 from consumers.ending import LOOK_S, Ending
 from consumers.figures import Figures
+from consumers.identity import Identity
 from consumers.jobs import JobsTold
 from consumers.members import LEASE_S
 from consumers.options import ConsumeOptions, ConsumeResult, Ended
@@ -130,11 +131,12 @@ class _Consumer:
         reader = LogReader(self._batcher(), self._options.job, self._on_gap, self._replaced)
         start = reader.begin(held, lag, self._time())
         prefetch = max(256, 4 * self._limits.items)  # a batch of single items, and those on their way
+        identity = Identity(self._transport, topic, reader.known)
         subscription = await self._transport.subscribe(
             topic, group=consumer, prefetch=prefetch, start=start or "earliest"
         )
         try:
-            ended = await self._pump(reader, subscription, held)
+            ended = await self._pump(reader, subscription, identity, held)
             if ended is Ended.DRAINED:
                 await self._ack_all(reader, subscription)
             return ended
@@ -193,8 +195,8 @@ class _Consumer:
             log.warning("storing %d of %d partitions of the log", held, len(self._known))
         self._standing_by = False
 
-    async def _keep(self, held: Mapping[int, object]) -> None:
-        """Stay a member; raises `_Reshared` once our share is another one."""
+    async def _keep(self, held: Mapping[int, object], identity: Identity) -> None:
+        """Stay a member; raises `_Reshared` once our share is another one, `LogReplaced` once the log is."""
         while True:
             await asyncio.sleep(LEASE_S / 3)
             with suppress(ConnectionLost):  # who reads will say so
@@ -206,6 +208,9 @@ class _Consumer:
                 continue
             if now.keys() != held.keys():
                 raise _Reshared
+            if identity.in_doubt:
+                with suppress(ConnectionLost):
+                    await self._verify(identity)
 
     async def _hold(self) -> Mapping[int, Progress | None]:
         held = await self._sink.hold(self._known)
@@ -224,9 +229,13 @@ class _Consumer:
 
     # storing
 
-    async def _pump(self, reader: LogReader, subscription: Subscription, held: Mapping[int, Progress | None]) -> Ended:
+    async def _pump(
+        self, reader: LogReader, subscription: Subscription, identity: Identity, held: Mapping[int, Progress | None]
+    ) -> Ended:
         async def store(batch: Batch) -> None:
+            await self._verify(identity)
             await self._store(subscription, batch)
+            identity.stored(batch)
 
         async def ended() -> Ended | None:
             self._watch.turn()
@@ -238,7 +247,7 @@ class _Consumer:
             reader, subscription, store, ended, on_read=self._on_read,
             idle_s=min(IDLE_S, LOOK_S) if self._options.until_drained else IDLE_S,
         )  # fmt: skip
-        pumping, keeping = asyncio.create_task(pump.run()), asyncio.create_task(self._keep(held))
+        pumping, keeping = asyncio.create_task(pump.run()), asyncio.create_task(self._keep(held, identity))
         try:
             await asyncio.wait((pumping, keeping), return_when=asyncio.FIRST_COMPLETED)
             if keeping.done():
@@ -279,6 +288,11 @@ class _Consumer:
             else:
                 outage.over()
                 return
+
+    async def _verify(self, identity: Identity) -> None:
+        if (alarm := await identity.check()) is not None:
+            await self._write(alarm)
+            raise LogReplaced(min(alarm.progress))
 
     def _count(self, batch: Batch, began_s: float, writing: asyncio.Task[Written]) -> None:
         """What is stored counts, also where nobody waits for it any more, as another share has begun."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
 
 from bus.errors import BusError, CodecError
 from bus.items import read_items
 from bus.message import Delivery, Position
 from bus.transport import Lag
 from consumers.batcher import Batcher
+from consumers.identity import Known, last_read
 from consumers.sink import Batch, Gap, Progress
 
 __all__ = ["LogGap", "LogReader", "LogReplaced"]
@@ -43,11 +43,6 @@ class LogReplaced(Exception):
         self.partition = partition
 
 
-class _Known(NamedTuple):
-    offset: int
-    message: str
-
-
 class LogReader:
     """Turns deliveries into batches, from the sink's positions on.
 
@@ -62,7 +57,7 @@ class LogReader:
         self._held: frozenset[int] = frozenset()
         self._next: dict[int, Position] = {}  # the first item to store
         self._read: dict[int, int] = {}  # the offset to read next
-        self._known: dict[int, _Known] = {}  # the message to compare
+        self._known: dict[int, Known] = {}  # the message to compare
         self._furthest: dict[int, Delivery] = {}
         self._mean_bytes = FETCH_BYTES / 16
 
@@ -86,10 +81,15 @@ class LogReader:
                 gap = Gap(start, Position(partition, first), Position(partition, end))
                 self._batcher.jump(gap, now, record=self._on_gap(gap))
                 start, progress = gap.first, Progress(gap.first, "")
-        before = start.offset if start.index else start.offset - 1
+        before = last_read(progress)
         self._next[partition], self._read[partition] = start, start.offset
         if progress.message and before >= (lag.first or {}).get(partition, 0):
-            self._known[partition], self._read[partition] = _Known(before, progress.message), before
+            self._known[partition], self._read[partition] = Known(before, progress.message), before
+
+    @property
+    def known(self) -> Mapping[int, Known]:
+        """The messages to be compared: read before, and not seen again yet."""
+        return self._known
 
     @property
     def fetch(self) -> int:

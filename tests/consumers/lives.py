@@ -29,7 +29,7 @@ from tests.consumers.places import Place
 from tests.consumers.scene import messages
 from tests.consumers.verdict import Verdict, watch
 
-__all__ = ["Life", "consuming", "killed", "publishing"]
+__all__ = ["OPTIONS", "Life", "consuming", "killed", "packs", "publishing"]
 
 Work = Callable[..., Coroutine[Any, Any, None]]
 

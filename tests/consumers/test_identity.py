@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from bus.errors import BusError
+from consumers import daemon, identity
 from consumers.daemon import consume
 from consumers.options import ConsumeOptions
 from consumers.reader import LogGap
@@ -94,5 +96,54 @@ def test_another_log_is_noticed(server_url: str, fate: str, tmp_path: Path, requ
         await log.publish(range(140, 160))
         await consume_until(log, tmp_path, range(140, 160))
         assert gaps(tmp_path) == recorded
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("busy", [True, False], ids=["busy", "quiet"])
+@pytest.mark.parametrize("server_url", ["rabbitmq-4.3", "kafka-4.1", "redis-8"], indirect=True)
+def test_a_log_that_is_replaced_under_a_reader_is_noticed(
+    server_url: str, busy: bool, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new one soon is longer, so that reading goes on in it without a word. Where it is `busy`, some of that is
+    stored by then, and still whoever comes next stops, too."""
+    monkeypatch.setattr(identity, "CHECK_S", 2.0 if busy else 0.0)
+    monkeypatch.setattr(daemon, "LEASE_S", 1.0)
+
+    async def main() -> None:
+        log = open_log(request.node.callspec.params["server_url"], server_url)
+        await log.publish(range(40))
+        consuming = asyncio.create_task(consume_until(log, tmp_path, [999]))
+        while numbers(tmp_path) != list(range(40)):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        await log.delete()
+        await log.publish(range(100, 200))
+        with pytest.raises(BusError):  # or it is told that the log was deleted
+            await consuming
+        with pytest.raises(LogGap) as stopped:
+            await consume_until(log, tmp_path, [999])
+        assert SAYS.fullmatch(str(stopped.value)) and stopped.value.gap.first.offset == 0
+        assert busy or numbers(tmp_path) == list(range(40))
+        await consume_until(log, tmp_path, range(100, 200), accept_gap=True)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("server_url", ["rabbitmq-4.3", "kafka-4.1", "redis-8"], indirect=True)
+def test_a_log_that_is_trimmed_behind_a_reader_is_the_same(
+    server_url: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity, "CHECK_S", 0.0)
+
+    async def main() -> None:
+        log = open_log(request.node.callspec.params["server_url"], server_url)
+        await log.publish(range(40), large=True)
+        consuming = asyncio.create_task(consume_until(log, tmp_path, range(100)))
+        while numbers(tmp_path) != list(range(40)):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        await log.trim()
+        await log.publish(range(40, 100))
+        await consuming
+        assert gaps(tmp_path) == []
 
     asyncio.run(main())

@@ -110,12 +110,14 @@ def stored_numbers(sink: str) -> list[int]:
     kind = scheme(sink)
     if kind == "sqlite":
         with closing(sqlite3.connect(file_path(sink))) as db:
+            db.execute("BEGIN")  # both as of one moment
             rows = db.execute("SELECT json_extract(data, '$.number') FROM items").fetchall()
             writes = db.execute("SELECT number FROM writes").fetchall()
     elif kind.startswith("postgres"):
         import psycopg
 
         with psycopg.connect(sink) as connection:
+            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             rows = connection.execute("SELECT (data ->> 'number')::bigint FROM items").fetchall()
             writes = connection.execute("SELECT number FROM writes").fetchall()
     else:
