@@ -285,6 +285,9 @@ class _Consumer:
                 self._watch.turn()
                 if not await outage.wait(error):
                     raise
+            except Fenced:
+                outage.over()
+                raise
             else:
                 outage.over()
                 return

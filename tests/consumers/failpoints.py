@@ -1,4 +1,4 @@
-"""The named points of a consumer at which it may die: a process that is armed kills itself there, as `kill -9` does.
+"""The named points of a consumer at which it may die or fall asleep: a process that is armed does so by itself.
 
 Each is put around a method of the product, or around what its drivers and the system are asked to do, from outside.
 """
@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Iterable
 from functools import partial, wraps
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import consumers.run
 import consumers.sinks.sqlite
@@ -22,30 +22,43 @@ from bus.transport import Subscription, Transport
 from bus.url import scheme
 from consumers.reader import LogReader
 
-__all__ = ["arm", "points_of"]
+__all__ = ["Fate", "arm", "points_of"]
 
 Do = Callable[[], None]
 
 EVERYWHERE = ("held", "reading", "before write", "after write", "before ack", "after ack")
 IN_TABLES = ("before rows", "after rows", "before commit", "after commit")
+IN_POSTGRES = ("before COPY", "after COPY")
 IN_FILES = ("torn write", "before fsync", "before rename", "after rename")
 ONCE = {"held"}  # a life passes it once for sure
 
 
 def points_of(sink: str) -> tuple[str, ...]:
     """The names of the points that a consumer into this sink passes."""
-    return (*EVERYWHERE, *(IN_FILES if scheme(sink) in ("jsonl", "parquet") else IN_TABLES))
+    kind = scheme(sink)
+    if kind in ("jsonl", "parquet"):
+        return EVERYWHERE + IN_FILES
+    return EVERYWHERE + IN_TABLES + (() if kind == "sqlite" else IN_POSTGRES)
 
 
-def arm(point: str, passing: int, sink: str) -> None:
-    """This process dies when it passes the point for the `passing`-th time, at the first where it passes it once."""
+class Fate(NamedTuple):
+    """At the `passing`-th passing of the point, or the first where a life has but one, it gets the signal."""
+
+    point: str
+    passing: int = 1
+    signal: signal.Signals = signal.SIGKILL
+
+
+def arm(fate: Fate, sink: str) -> None:
+    """It is this process's own, from now on."""
+    point, passing, number = fate
     left = 1 if point in ONCE else passing
 
     def pass_by() -> None:
         nonlocal left
         left -= 1
-        if left <= 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if left == 0:
+            os.kill(os.getpid(), number)
 
     when, _, what = point.partition(" ")
     before, after = (pass_by, _nothing) if when == "before" else (_nothing, pass_by)
@@ -150,4 +163,12 @@ def _put_around_sqlite(what: str, before: Do, after: Do) -> None:
 
 
 def _put_around_postgres(what: str, before: Do, after: Do) -> None:
-    raise NotImplementedError
+    from consumers.sinks.postgres import link, store
+
+    if what == "COPY":
+        store.COPY_FROM = 1  # small batches go as parameters otherwise
+        _put_around(link.Link, "copy", before, after)
+    elif what == "rows":
+        _put_around(store.Store, "_insert", before, after)
+    else:
+        _put_around(link.Link, "commit", before, after)

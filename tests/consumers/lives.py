@@ -9,13 +9,13 @@ import os
 import random
 import signal
 import sys
-import time
 import traceback
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from bus.message import Message
@@ -24,7 +24,7 @@ from bus.topic import item_log
 from bus.url import bus_options
 from consumers.options import ConsumeOptions
 from consumers.run import consume_urls
-from tests.consumers.failpoints import arm
+from tests.consumers.failpoints import Fate, arm
 from tests.consumers.places import Place
 from tests.consumers.scene import messages
 from tests.consumers.verdict import Verdict, watch
@@ -42,7 +42,7 @@ _processes.set_forkserver_preload(
     [
         "tests.consumers.lives", "adapters.sqlite.transport", "adapters.kafka.transport", "adapters.redis.transport",
         "adapters.rabbitmq.transport", "adapters.sqlite.state", "consumers.sinks.jsonl", "consumers.sinks.parquet",
-        "consumers.sinks.postgres", "pytest",
+        "consumers.sinks.postgres.sink", "pytest",
     ]
 )  # fmt: skip
 
@@ -61,21 +61,17 @@ class Life:
     def lives(self) -> bool:
         return self._process.is_alive()
 
-    def send(self, number: signal.Signals) -> None:
+    @property
+    def pid(self) -> int:
         assert self._process.pid is not None
-        os.kill(self._process.pid, number)
+        return self._process.pid
 
-    def stand(self) -> None:
-        """SIGSTOP; returns once it stands still."""
-        self.send(signal.SIGSTOP)
-        stat = Path(f"/proc/{self._process.pid}/stat")
-        self._until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
+    def send(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
 
-    def _until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE_S
-        while not condition():
-            assert time.monotonic() < deadline, self._place.log[-5000:]
-            time.sleep(0.005)
+    def stands(self) -> bool:
+        """It was stopped by SIGSTOP."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
     def wait(self) -> int:
         """How it ended: its exit code, or the number of the signal, below 0."""
@@ -122,14 +118,14 @@ async def _until_told(end: Connection, work: Work, place: Place, *args: Any) -> 
 
 
 async def _consume(
-    place: Place, stop: asyncio.Event, options: ConsumeOptions, lease_s: float | None, point: str, passing: int
+    place: Place, stop: asyncio.Event, options: ConsumeOptions, fate: Fate | None, constants: dict[str, float]
 ) -> None:
-    if lease_s is not None:
+    for constant, value in constants.items():
         for name, module in list(sys.modules.items()):
-            if name.startswith("consumers.") and hasattr(module, "LEASE_S"):
-                module.LEASE_S = lease_s  # type: ignore[attr-defined]
-    if point:
-        arm(point, passing, place.sink)
+            if name.startswith("consumers.") and hasattr(module, constant):
+                setattr(module, constant, value)
+    if fate is not None:
+        arm(fate, place.sink)
     result = await consume_urls(place.bus, place.state, place.sink, options, stop)
     logging.warning("%s", result)
 
@@ -164,12 +160,14 @@ def _life(place: Place, work: Work, *args: Any) -> Iterator[Life]:
             life.kill()
 
 
-def consuming(place: Place, *, point: str = "", passing: int = 0, lease_s: float | None = None, **options: Any) -> Any:
-    """A consumer at work; with a point, one that dies there. A context manager that gives its `Life`."""
-    return _life(place, _consume, replace(OPTIONS, **options), lease_s, point, passing)
+def consuming(
+    place: Place, fate: Fate | None = None, *, constants: Mapping[str, float] = MappingProxyType({}), **options: Any
+) -> AbstractContextManager[Life]:
+    """A consumer at work, with what is to happen to it, and constants of the product that are other ones for it."""
+    return _life(place, _consume, replace(OPTIONS, **options), fate, dict(constants))
 
 
-def publishing(place: Place, pause_s: float = 0.05) -> Any:
+def publishing(place: Place, pause_s: float = 0.05) -> AbstractContextManager[Life]:
     """A publisher at work; ended by SIGTERM, all that it has tried is confirmed."""
     return _life(place, _publish, pause_s)
 
@@ -186,7 +184,7 @@ def killed(place: Place, points: list[str], *, seed: int = 0, peers: int = 0) ->
             first.ends_well()
         others = [stack.enter_context(consuming(place)) for _ in range(peers)]
         for number, point in enumerate(points):
-            with consuming(place, point=point, passing=dice.randrange(1, 6)) as life:
+            with consuming(place, Fate(point, dice.randrange(1, 6))) as life:
                 assert life.wait() == -signal.SIGKILL, place.log[-5000:]
             if number % 5 == 4:
                 publisher.kill()
