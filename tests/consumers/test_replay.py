@@ -19,7 +19,7 @@ import pytest
 
 import consumers.bounds
 from adapters.rabbitmq import topology
-from bus.errors import BusError, Misconfigured
+from bus.errors import BusError, Misconfigured, StorageFailed
 from bus.message import Message
 from bus.registry import connect_transport
 from bus.testing import Faults, FaultyTransport
@@ -67,7 +67,7 @@ def test_a_replay_stores_all_once_and_disturbs_nobody(bus: str, tmp_path: Path) 
     path = tmp_path / "items.sqlite"
 
     async def work(here: Here) -> None:
-        await here.publish(range(500))
+        await here.publish(range(600), pack=1)  # more messages than a subscription holds unacknowledged
         sink = SqliteSink(path)
         options = ConsumeOptions(prefix=here.topic.removesuffix("items"), limit=100, batch_items=50)
         await consume(here.transport, None, sink, options, asyncio.Event())
@@ -75,15 +75,15 @@ def test_a_replay_stores_all_once_and_disturbs_nobody(bus: str, tmp_path: Path) 
         before = await here.transport.lag(here.topic, group="default"), progress(path, "default")
         assert len(numbers(path)) == 100
         result = await here.replay(SqliteSink(path, "again"))
-        assert (result.stored, result.complete, result.resumed, result.idle) == (500, True, False, False)
-        assert sorted(numbers(path, "again")) == list(range(500))
+        assert (result.stored, result.complete, result.resumed, result.idle) == (600, True, False, False)
+        assert sorted(numbers(path, "again")) == list(range(600))
         assert (await here.transport.lag(here.topic, group="default"), progress(path, "default")) == before
         result = await here.replay(SqliteSink(path, "again"))
         assert (result.stored, result.complete, result.resumed, result.idle) == (0, True, True, True)
-        await here.publish(range(500, 520))
+        await here.publish(range(600, 620))
         result = await here.replay(SqliteSink(path, "again"))
         assert (result.stored, result.complete, result.resumed, result.idle) == (20, True, True, False)
-        assert sorted(numbers(path, "again")) == list(range(520)) and len(numbers(path)) == 100
+        assert sorted(numbers(path, "again")) == list(range(620)) and len(numbers(path)) == 100
 
     on(bus, tmp_path, work)
 
@@ -178,8 +178,8 @@ def test_the_broker_finds_times(bus: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_time_is_that_of_scraping(tmp_path: Path) -> None:
-    """Items that were published in another order than scraped, and hours later."""
-    now = time.time()
+    """Items that were published in another order than scraped, and hours later. It is asked for as it is stored."""
+    now = int(time.time()) + 0.1234567
 
     async def work(here: Here) -> None:
         for number in (5, 3, 4, 1, 2, 0):
@@ -274,6 +274,25 @@ def test_restart_does_it_anew(tmp_path: Path) -> None:
     assert set(numbers(path)) == set(range(200)) and len(numbers(path)) > 200
 
 
+def test_a_restart_that_fails_goes_on_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "items.jsonl"
+
+    class Full(JsonlSink):
+        async def write(self, batch: Batch) -> Written:
+            if batch.entries:
+                raise StorageFailed("no space left")
+            return await super().write(batch)
+
+    async def work(here: Here) -> None:
+        await here.publish(range(20))
+        await here.replay(JsonlSink(path))
+        with pytest.raises(StorageFailed):
+            await here.replay(Full(path), restart=True)
+        assert (await here.replay(JsonlSink(path))).stored == 20
+
+    on("sqlite", tmp_path, work)
+
+
 def test_what_the_log_has_dropped_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 
@@ -361,10 +380,13 @@ def test_two_at_once_share_the_work(bus: str, tmp_path: Path) -> None:
 
     async def work(here: Here) -> None:
         await here.publish(range(400))
-        one, two = (here.replay(JsonlSink(path), batch=20, rate=400) for _ in range(2))
-        results = await asyncio.gather(one, two)
-        assert all(result.complete for result in results)
-        assert sum(result.stored for result in results) == 400
+
+        async def run(rate: float) -> int:
+            result = await here.replay(JsonlSink(path), batch=20, rate=rate)
+            assert result.complete and len(numbers(path)) == 400  # by both
+            return result.stored
+
+        assert sum(await asyncio.gather(run(500), run(150))) == 400
 
     on(bus, tmp_path, work)
     assert sorted(numbers(path)) == list(range(400))
