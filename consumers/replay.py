@@ -14,6 +14,7 @@ from bus.message import Position
 from bus.transport import Lag, Transport
 from consumers.bounds import OfJob, Part, bounds_of, find_part
 from consumers.course import Course
+from consumers.identity import Identity
 from consumers.members import LEASE_S
 from consumers.options import Ended
 from consumers.outage import Outage
@@ -128,8 +129,9 @@ class _Replay:
         sieve = Sieve(self._limits, self._part, options.selection, self._through, self._stop.is_set)
         reader = PartReader(sieve, self._part, options.selection, lambda gap: self._on_gap(gap, held))
         positions = reader.begin(starts, lag, self._time())
+        identity = Identity(self._transport, name, reader.known)
         await self._begin(held, starts, lag)
-        return await self._pump(reader, positions, held.keys())
+        return await self._pump(reader, positions, identity, held.keys())
 
     @property
     def _limits(self) -> Limits:
@@ -170,7 +172,16 @@ class _Replay:
 
     # reading and storing
 
-    async def _pump(self, reader: PartReader, positions: Sequence[Position], held: Set[int]) -> Ended:
+    async def _pump(
+        self, reader: PartReader, positions: Sequence[Position], identity: Identity, held: Set[int]
+    ) -> Ended:
+        async def store(batch: Batch) -> None:
+            if (alarm := await identity.check()) is not None:
+                await self._write(alarm)
+                raise LogReplaced(min(alarm.progress))
+            await self._store(batch)
+            identity.stored(batch)
+
         async def ended() -> Ended | None:
             if self._stop.is_set():
                 return Ended.STOPPED
@@ -180,7 +191,7 @@ class _Replay:
 
         pumping = asyncio.create_task(
             pump_part(
-                self._transport, self._options.topic, reader, positions, self._store, ended,
+                self._transport, self._options.topic, reader, positions, store, ended,
                 on_read=lambda _: self._outage.over(),
             )
         )  # fmt: skip

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import consumers.bounds
+import consumers.identity
 from adapters.rabbitmq import topology
 from bus.errors import BusError, Misconfigured, StorageFailed
 from bus.message import Message
@@ -31,10 +32,12 @@ from consumers.sink import Batch, Changes, Fenced, SinkUnavailable, Written, sin
 from consumers.sinks.jsonl import JsonlSink
 from consumers.sinks.sqlite import SqliteSink
 from consumers.through import Through, ThroughBroken
+from tests.consumers.logs import open_log
 from tests.consumers.places import SINKS, new_place
 from tests.consumers.replays import ONE_OF_EACH, Here, log_on, new_bus, packed
 from tests.consumers.scene import jsonl_items, query, record, sqlite_items
 from tests.consumers.verdict import stored_numbers, watch
+from tests.servers import shared_url
 
 every_bus = pytest.mark.parametrize("bus", ONE_OF_EACH)
 
@@ -371,6 +374,34 @@ def test_another_log_is_noticed(tmp_path: Path) -> None:
         assert (await here.replay(SqliteSink(tmp_path / "items.sqlite"), restart=True)).stored == 50
 
     on("sqlite", tmp_path, second)
+
+
+def test_a_log_that_is_made_anew_meanwhile_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what was stored last, even where the subscription goes on as if nothing had happened."""
+    monkeypatch.setattr(consumers.identity, "CHECK_S", 0.0)
+    path = tmp_path / "items.sqlite"
+
+    async def main() -> None:
+        log = open_log("redis-7", shared_url("redis-7"))
+
+        class Late(SqliteSink):
+            async def write(self, batch: Batch) -> Written:
+                written = await super().write(batch)
+                if not query(path, "SELECT 1 FROM items WHERE id = 'changed'"):
+                    execute(path, "UPDATE items SET id = 'changed' WHERE rowid = 1")
+                    await log.delete()
+                    await log.publish(range(1000, 1300))
+                return written
+
+        await log.publish(range(300))
+        async with log.connected() as transport:
+            here = Here(transport, log.topic)
+            for _ in range(2):  # also the next run sees it
+                with pytest.raises(BusError, match="not the one that an earlier run of this replay has read"):
+                    await here.replay(Late(path), batch=5)
+
+    asyncio.run(main())
+    assert max(numbers(path)) < 300
 
 
 @pytest.mark.parametrize("bus", ["sqlite", "kafka-4.1"])
