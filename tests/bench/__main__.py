@@ -20,6 +20,7 @@ from tests.bench.drain import PATHS, Drained, drain
 from tests.bench.drain import rows as rows_of_drain
 from tests.bench.idle import idle_pickups, percentile
 from tests.bench.machine import machine
+from tests.bench.replay import replay_of
 from tests.bench.transport import BATCH, CALLS, Cost, exchange, rows
 from tests.bench.worker import KINDS, SITES, Measured, WrongCrawl, contestants, measure, summary
 from tests.servers import Unavailable, kinds, shared_url
@@ -187,6 +188,24 @@ def consumer(paths: Sequence[str], items: int, connect: bool, runs: int, folder:
                         f"run {run + 1}, Kafka Connect with {tasks} tasks: {cost.per_s:,.0f} rows/s, "
                         f"{cost.cpu_us:.0f} us CPU a row", highlight=False,
                     )  # fmt: skip
+
+
+@main.command()
+@bus_option("sqlite")
+@click.option("--items", default=1_000_000, show_default=True, help="Items in the log, ten in a message.")
+@FOLDER
+def replay(buses: Sequence[str], items: int, folder: Path) -> None:
+    """`crawlbus replay` of a whole log into SQLite, interrupted in the middle and told to go on."""
+    _print_machine(folder)
+    for bus in buses:
+        with _or_skip(bus):
+            found = replay_of(bus, items, folder)
+            console.print(
+                f"{bus}, {items:,} items: the first row after {found.first_row_s:.2f} s, after the interrupt "
+                f"{found.again_s:.2f} s; {found.items_per_s:,.0f} items/s, {found.cpu_us_per_item:.0f} us CPU an item",
+                soft_wrap=True,
+                highlight=False,
+            )
 
 
 @contextmanager
