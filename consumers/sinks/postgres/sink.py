@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import psycopg
 
@@ -90,15 +90,19 @@ class PostgresSink:
         except psycopg.Error as error:
             raise translate(error, self._options.name) from None
 
-    async def _watch(self, work: Coroutine[Any, Any, R], after_s: float, *, closing: bool = False) -> R:
-        """Wait; but a server that has not answered for `after_s` is cut off."""
-        call = asyncio.ensure_future(work)
+    async def _watch(self, work: Awaitable[R], after_s: float, *, closing: bool = False) -> R:
+        """Wait; but a server that has not answered for `after_s` is cut off. The work begins at once: not only when
+        this loop comes round again, which a consumer fills with reading."""
+        watching = asyncio.create_task(self._look(after_s, closing))
         try:
-            while not (await asyncio.wait((call,), timeout=WATCH_S))[0]:
-                self._link.cut_if_stuck(after_s, unhurried=closing)
-            return call.result()
+            return await work
         finally:
-            call.cancel()
+            watching.cancel()
+
+    async def _look(self, after_s: float, closing: bool) -> None:
+        while True:
+            await asyncio.sleep(WATCH_S)
+            self._link.cut_if_stuck(after_s, unhurried=closing)
 
     # what runs in the thread
 
