@@ -39,6 +39,7 @@ bench: $(VENV)/installed-dev
 
 soak: system-packages $(VENV)/installed-dev
 	$(BIN)/python -m tests.soak
+	$(BIN)/python -m tests.soak.consumers
 	CRAWLBUS_SOAK=1 $(BIN)/python -m pytest --timeout 0 $(PYTEST)
 
 servers: system-packages $(VENV)/installed-dev

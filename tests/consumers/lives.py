@@ -36,6 +36,7 @@ Work = Callable[..., Coroutine[Any, Any, None]]
 PATIENCE_S = 90.0
 PACK = 3  # items in a message, so that batches of 7 begin and end inside of them
 OPTIONS = ConsumeOptions(batch_items=7, batch_seconds=0.05)
+SHORT = {"CHECK_S": 0.2}  # lives are so short that the log would not be looked at otherwise
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
@@ -182,9 +183,9 @@ def killed(place: Place, points: list[str], *, seed: int = 0, peers: int = 0) ->
         publisher = stack.enter_context(publishing(place))
         with consuming(place, limit=10) as first:  # the group has a position on the bus
             first.ends_well()
-        others = [stack.enter_context(consuming(place)) for _ in range(peers)]
+        others = [stack.enter_context(consuming(place, constants=SHORT)) for _ in range(peers)]
         for number, point in enumerate(points):
-            with consuming(place, Fate(point, dice.randrange(1, 6))) as life:
+            with consuming(place, Fate(point, dice.randrange(1, 6)), constants=SHORT) as life:
                 assert life.wait() == -signal.SIGKILL, place.log[-5000:]
             if number % 5 == 4:
                 publisher.kill()
@@ -192,6 +193,6 @@ def killed(place: Place, points: list[str], *, seed: int = 0, peers: int = 0) ->
         publisher.end()
         for other in others:
             other.end()
-    with consuming(place, until_drained=True) as last:
+    with consuming(place, constants=SHORT, until_drained=True) as last:
         last.ends_well()
     return place.verdict()

