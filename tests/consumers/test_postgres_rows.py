@@ -152,12 +152,12 @@ def test_all_of_a_batch_may_be_refused(database: str) -> None:
 
 @on_postgres
 def test_a_batch_of_large_items(database: str) -> None:
-    large = [record(n, {"text": chr(0x4E00 + n) * 2**20}) for n in range(60)]
+    large = [record(n, {"text": chr(0x4E00 + n) * 2**18}) for n in range(50)]
 
     async def run() -> None:
         async with AsyncExitStack() as stack:
             sink = await member(stack, database)
-            assert await sink.write(batch_of(large)) == Written(60, 0)
+            assert await sink.write(batch_of(large)) == Written(50, 0)
 
     asyncio.run(run())
-    assert ask(database, "SELECT count(*), min(length(data->>'text')) FROM items") == [(60, 2**20)]
+    assert ask(database, "SELECT count(*), min(length(data->>'text')) FROM items") == [(50, 2**18)]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
+from secrets import token_hex
 from typing import Any
 
 import psycopg
@@ -239,13 +240,13 @@ def test_compare_counts_by_id(database: str) -> None:
 
 @on_postgres
 def test_a_database_of_another_encoding_is_refused(server_url: str) -> None:
-    with psycopg.connect(server_url, autocommit=True) as db:
-        db.execute("CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0 LOCALE 'C'")
-        try:
-            error = failure(fill(f"{server_url.rpartition('/')[0]}/latin"))
-            assert isinstance(error, Misconfigured) and "LATIN1: make one with ENCODING 'UTF8'" in str(error)
-        finally:
-            db.execute("DROP DATABASE latin WITH (FORCE)")
+    name = f"latin_{token_hex(8)}"
+    ask(server_url, f"CREATE DATABASE {name} ENCODING 'LATIN1' TEMPLATE template0 LOCALE 'C'")
+    try:
+        error = failure(fill(f"{server_url.rpartition('/')[0]}/{name}"))
+        assert isinstance(error, Misconfigured) and "LATIN1: make one with ENCODING 'UTF8'" in str(error)
+    finally:
+        ask(server_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.mark.parametrize(

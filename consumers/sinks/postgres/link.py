@@ -76,12 +76,15 @@ class Link:
         """Of the database."""
         return self._db().info.parameter_status("server_encoding")
 
-    def execute(self, statement: str, parameters: Sequence[Any] = (), /) -> psycopg.Cursor[Any]:
-        """Several statements in one are taken where there are no parameters. Raises `psycopg.Error`."""
+    def execute(
+        self, statement: str, parameters: Sequence[Any] = (), /, *, plan_anew: bool = False
+    ) -> psycopg.Cursor[Any]:
+        """Several statements in one are taken where there are no parameters. A plan is kept, unless `plan_anew`: one
+        that joins tables may be made while they are small. Raises `psycopg.Error`."""
         text = statement.replace("%", "%%").replace("?", "%s") if parameters else statement
         self._busy_since = time.monotonic()
         try:
-            return self._db().execute(text.encode(), parameters or None)
+            return self._db().execute(text.encode(), parameters or None, prepare=False if plan_anew else None)
         finally:
             self._busy_since = None
 

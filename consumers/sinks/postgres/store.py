@@ -114,7 +114,7 @@ class Store:
         statement = self._statements.store_staged() if copied else self._statements.store_given()
         given = self._parameters(None if copied else rows)
         try:
-            stored = self._link.execute(statement, given).rowcount
+            stored = self._link.execute(statement, given, plan_anew=self._options.mode == "versions").rowcount
         except psycopg.Error as error:
             raise _Refused(error) if is_of_a_row(error) else error from None
         if self._options.mode == "append" and stored < len(rows):
@@ -123,7 +123,7 @@ class Store:
     def _check_same(self, given: Sequence[object], *, copied: bool) -> None:
         """What is at our places already must be our own."""
         statement = self._statements.others_staged() if copied else self._statements.others_given()
-        if others := self._link.execute(statement, given).fetchall()[0][0]:
+        if others := self._link.execute(statement, given, plan_anew=True).fetchall()[0][0]:
             raise StorageFailed(
                 f"the table {self._options.table} of the sink {self._options.name} holds {others:,} other items at"
                 " these places of the log (it was made anew, or its items are changed): name another table by ?table="
@@ -144,5 +144,6 @@ class Store:
         rows = self._merged(stage(entries, rejects_nul=self._options.rejects_nul)[0])
         if not has_table:
             return Changes(len({row.id for row in rows}), 0, 0)
-        new, count, changed = self._link.execute(self._statements.compare(), self._parameters(rows)).fetchall()[0]
+        found = self._link.execute(self._statements.compare(), self._parameters(rows), plan_anew=True)
+        new, count, changed = found.fetchall()[0]
         return Changes(new, changed, count - new - changed)
