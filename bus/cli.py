@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import os
 import sys
 import traceback
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from bus.settings import Settings
 
-__all__ = ["Call", "common", "main", "setting"]
+__all__ = ["Call", "Finite", "common", "main", "setting"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -80,6 +81,14 @@ class Call:
         else:
             for part in shown:
                 self.console.print(part, markup=False, soft_wrap=isinstance(part, str))
+
+
+class Finite(click.FloatRange):
+    """A number in a range, and neither infinite nor NaN, which stands in no range but is let through by it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{value!r} is not a finite number.", param, ctx)
 
 
 class _SettingOption(click.Option):

@@ -17,6 +17,7 @@ from bus.transport import Lag, Seek, Transport
 
 __all__ = ["OfJob", "Part", "Place", "bounds_of", "find_part", "parse_place", "past", "place_text"]
 
+EPOCH = datetime.fromtimestamp(0, UTC)
 EARLY_S = 600.0  # an item is published after it was scraped, but clocks may differ by so much
 LATE_S = 24 * 3600.0  # so long a worker may have waited with an item for a bus that was away
 PROBE_S, QUIET_S = 3.0, 0.5  # how long the first message is waited for, and then the first of another partition
@@ -116,9 +117,9 @@ async def find_part(transport: Transport, topic: str, start: Place, end: Place) 
         if isinstance(end, OfJob):
             ends = dict(first) | {partition: span[1] for partition, span in spans[end.name].items()}
     if isinstance(start, datetime):
-        starts |= await _published(transport, topic, start - timedelta(seconds=EARLY_S), (first, last))
+        starts |= await _published(transport, topic, _moved(start, -EARLY_S), (first, last))
     if isinstance(end, datetime):
-        ends |= await _published(transport, topic, end + timedelta(seconds=LATE_S), (first, last))
+        ends |= await _published(transport, topic, _moved(end, LATE_S), (first, last))
     part_start = _positions("--from", start, last if start == "latest" else starts, last)
     part_end = _positions("--to", end, first if end == "earliest" else ends, last)
     both = part_start.keys() & part_end.keys()
@@ -135,6 +136,14 @@ def _positions(option: str, place: Place, offsets: Mapping[int, int], last: Mapp
             held = ",".join(str(Position(*end)) for end in sorted(last.items()))
             raise BusError(f"{option} {position} is not in the item log yet, which ends at {held}")
     return {position.partition: position for position in place}
+
+
+def _moved(at: datetime, by_s: float) -> datetime:
+    """Never outside of what a bus and a datetime can hold: `9999-12-31` means for ever."""
+    try:
+        return max(EPOCH, at + timedelta(seconds=by_s))
+    except OverflowError:
+        return at if by_s > 0 else EPOCH
 
 
 async def _published(transport: Transport, topic: str, at: datetime, bounds: Bounds) -> dict[int, int]:

@@ -6,7 +6,7 @@ import asyncio
 
 import click
 
-from bus.cli import Call, common, setting
+from bus.cli import Call, Finite, common, setting
 from bus.errors import BusError
 from consumers.dead_cli import dead
 from consumers.quarantine_cli import quarantine
@@ -30,10 +30,10 @@ class NothingToDo(BusError):
 @setting("batch_seconds", "S")
 @setting("health", "[HOST:]PORT")
 @click.option("--until-drained", is_flag=True, help="End when all jobs have ended and all is stored.")
-@click.option("--wait", type=click.FloatRange(0), default=60.0, metavar="S", show_default=True,
+@click.option("--wait", type=Finite(0), default=60.0, metavar="S", show_default=True,
               help="With --until-drained: how long to wait for the first job.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="End after N items.")
-@click.option("--time-limit", type=click.FloatRange(0), metavar="S", help="End after S seconds.")
+@click.option("--time-limit", type=Finite(0), metavar="S", help="End after S seconds.")
 @click.option(
     "--accept-gap", is_flag=True, help="Go on where the log has dropped what is next; the sink keeps a record."
 )

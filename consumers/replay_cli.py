@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bus.cli import Call, common, setting
+from bus.cli import Call, Finite, common, setting
 from bus.errors import BusError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ __all__ = ["replay"]
 @click.option("--spider", metavar="NAME", help="Only items of this spider.")
 @click.option("--url", metavar="PATTERN", help="Only items whose URL is like this: * is any text, ? one character.")
 @click.option("--through", metavar="MODULE:FUNCTION", help="Store what this function of yours makes of each item.")
-@click.option("--rate", type=click.FloatRange(0, min_open=True), metavar="N", help="At most N items a second.")
+@click.option("--rate", type=Finite(0, min_open=True), metavar="N", help="At most N items a second.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be stored and changed.")
 @click.option("--restart", is_flag=True, help="Begin anew what an earlier run of the same replay has begun or done.")
 @common

@@ -130,5 +130,6 @@ def _seconds(at: Any) -> float:
     if isinstance(at, datetime):
         return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
     if isinstance(at, int | float) and not isinstance(at, bool):
+        datetime.fromtimestamp(at, UTC)  # NaN and what no calendar holds raise
         return float(at)
     raise TypeError("it returned an item whose scraped_at is no datetime")

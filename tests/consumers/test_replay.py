@@ -217,6 +217,18 @@ def test_a_job_from_its_first_item_to_its_last(bus: str, tmp_path: Path) -> None
     on(bus, tmp_path, work)
 
 
+@every_bus
+def test_for_ever_and_from_the_beginning_of_time(bus: str, tmp_path: Path) -> None:
+    async def work(here: Here) -> None:
+        await here.publish(range(20))
+        for number, (start, end) in enumerate((("0001-01-01", "9999-12-31"), ("1969-12-31T23:59", "latest"))):
+            result = await here.replay(SqliteSink(tmp_path / f"{number}.sqlite"), start, end)
+            assert result.complete and sorted(numbers(tmp_path / f"{number}.sqlite")) == list(range(20))
+        assert (await here.replay(SqliteSink(tmp_path / "none.sqlite"), "earliest", "0001-01-01")).stored == 0
+
+    on(bus, tmp_path, work)
+
+
 def test_filters_hold_all_at_once(tmp_path: Path) -> None:
     async def work(here: Here) -> None:
         items = [
@@ -533,6 +545,8 @@ def test_a_row_that_was_made_of_another_goes_to_quarantine_by_itself(tmp_path: P
         ({"data": 1}, "another type"),
         ({"id": ""}, "another type"),
         ({"scraped_at": "now"}, "scraped_at is no datetime"),
+        ({"scraped_at": float("nan")}, "NaN"),
+        ({"scraped_at": 1e300}, "OverflowError"),
     ],
 )
 def test_what_a_function_may_not_return(made: Any, why: str) -> None:

@@ -192,6 +192,8 @@ def content(directory: Path) -> tuple[list[str], list[Any]]:
         (("--from", "latest", "--sink", "sqlite:///x.db", "--through", "nosuch:x"), 2, "nosuch cannot be loaded"),
         (("--from", "latest", "--sink", "sqlite:///x.db", "--through", "json:codecs"), 2, "is no function"),
         (("--from", "latest", "--sink", "sqlite:///x.db", "--rate", "0"), 2, "--rate"),
+        (("--from", "latest", "--sink", "sqlite:///x.db", "--rate", "nan"), 2, "'nan' is not a finite number"),
+        (("--from", "latest", "--sink", "sqlite:///x.db", "--rate", "inf"), 2, "'inf' is not a finite number"),
         (("--from", "latest", "--sink", "sqlite:///no/x.db"), 3, "no directory"),
         (("--from", "latest", "--sink", "sqlite:///x.db", "--bus", "sqlite:///no.db"), 2, "there is no bus file no.db"),
         (("--from", "latest", "--sink", "sqlite:///x.db", "--bus", "memory://x"), 2, "a memory:// bus lives in the"),
