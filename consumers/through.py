@@ -20,6 +20,7 @@ __all__ = ["Through", "ThroughBroken"]
 
 FIELDS = ("id", "job", "spider", "url", "scraped_at", "data")
 FIRST_FAILURES = 100  # one that fails for each of the first so many is broken
+MAX_MADE = 1000  # of one item: what is made has a place in the log, and a sink keeps that in 32 bits
 
 
 class ThroughBroken(BusError):
@@ -48,7 +49,7 @@ class Through:
             function = attrgetter(path)(_import(module_name))
         except AttributeError:
             raise Misconfigured(f"--through {name}: the module {module_name} has no {path}") from None
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise Misconfigured(f"--through {name}: {module_name} cannot be loaded: {_said(error)}") from error
         if not callable(function) or inspect.iscoroutinefunction(function):
             raise Misconfigured(f"--through {name}: {path} is no function that takes an item (and not async)")
@@ -63,7 +64,7 @@ class Through:
         began = time.perf_counter()
         try:
             return _records(record, self._function(_as_dict(record)))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.failed += 1
             why = f"--through {self.name}: {_said(error)}"
             if self.failed == self._calls + 1 == FIRST_FAILURES:
@@ -86,7 +87,7 @@ def _import(name: str) -> Any:
             sys.path.append(here)
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
@@ -103,6 +104,8 @@ def _records(record: ItemRecord, made: Any) -> list[ItemRecord]:
         return [_record(record, made)]
     if not isinstance(made, list | tuple):
         raise TypeError(f"it returned a {type(made).__name__}, and not a dict, None or a list of dicts")
+    if len(made) > MAX_MADE:
+        raise ValueError(f"it returned {len(made):,} dicts for one item, and {MAX_MADE:,} are the most")
     records = [_record(record, one) for one in made]
     ids: dict[str, int] = {}
     for index, one in enumerate(records):  # several of one item: the first keeps its id

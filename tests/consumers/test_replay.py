@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import sqlite3
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, closing
@@ -541,6 +542,7 @@ def test_a_row_that_was_made_of_another_goes_to_quarantine_by_itself(tmp_path: P
     [
         (1, "it returned a int"),
         ([1], "a list with a int in it"),
+        ([{}] * 1001, "1,001 dicts for one item, and 1,000 are the most"),
         ({"title": 1}, "it returned 'title' beside id"),
         ({"data": 1}, "another type"),
         ({"id": ""}, "another type"),
@@ -552,6 +554,26 @@ def test_a_row_that_was_made_of_another_goes_to_quarantine_by_itself(tmp_path: P
 def test_what_a_function_may_not_return(made: Any, why: str) -> None:
     found = Through("x:y", lambda _: made)(record(1))
     assert isinstance(found, str) and why in found
+
+
+def test_a_function_that_ends_the_process_fails_for_that_item(tmp_path: Path) -> None:
+    path = tmp_path / "items.sqlite"
+
+    def leaves(item: dict[str, Any]) -> dict[str, Any]:
+        return sys.exit("enough") if item["data"]["number"] == 3 else item
+
+    async def work(here: Here) -> None:
+        await here.publish(range(10))
+        result = await here.replay(SqliteSink(path), through=Through("x:y", leaves))
+        assert (result.stored, result.failed, result.complete) == (9, 1, True)
+
+    on("sqlite", tmp_path, work)
+    assert query(path, "SELECT reason FROM sink_quarantine") == [("--through x:y: SystemExit: enough",)]
+
+
+def test_a_function_may_make_a_thousand_of_one() -> None:
+    many = Through("x:y", lambda _: [{}] * 1000)(record(1))
+    assert isinstance(many, list) and len({item.id for item in many}) == 1000
 
 
 def test_a_broken_function_ends_the_replay(tmp_path: Path) -> None:

@@ -190,6 +190,7 @@ def content(directory: Path) -> tuple[list[str], list[Any]]:
         (("--from", "latest", "--sink", "sqlite:///x.db", "--through", "json"), 2, "write it as module:function"),
         (("--from", "latest", "--sink", "sqlite:///x.db", "--through", "json:x"), 2, "the module json has no x"),
         (("--from", "latest", "--sink", "sqlite:///x.db", "--through", "nosuch:x"), 2, "nosuch cannot be loaded"),
+        (("--from", "latest", "--sink", "sqlite:///x.db", "--through", "leaving:x"), 2, "loaded: SystemExit: 7"),
         (("--from", "latest", "--sink", "sqlite:///x.db", "--through", "json:codecs"), 2, "is no function"),
         (("--from", "latest", "--sink", "sqlite:///x.db", "--rate", "0"), 2, "--rate"),
         (("--from", "latest", "--sink", "sqlite:///x.db", "--rate", "nan"), 2, "'nan' is not a finite number"),
@@ -206,6 +207,8 @@ def test_mistakes_are_one_line_with_the_documented_code(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     fill(new_bus("sqlite", tmp_path), 20)
+    (tmp_path / "leaving.py").write_text("import sys\nsys.exit(7)\n")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     before = sorted(os.listdir())
     assert main(["replay", "--bus", "sqlite:///bus.db", *words]) == code
     out, err = capsys.readouterr()
