@@ -9,7 +9,17 @@ from pathlib import Path
 
 from bus.errors import BusError, ConnectionLost
 
-__all__ = ["AWAY", "PARENT_FD", "exit_code", "is_child", "is_gone", "this_process"]
+__all__ = [
+    "AWAY",
+    "PARENT_FD",
+    "exit_code",
+    "is_child",
+    "is_dead",
+    "is_gone",
+    "machine",
+    "this_holder",
+    "this_process",
+]
 
 PARENT_FD = "CRAWLBUS_PARENT_FD"  # names a pipe that closes when the command that started us dies
 AWAY = 75  # a child's exit code where the bus or the state does not answer: EX_TEMPFAIL of sysexits.h
@@ -23,6 +33,26 @@ def is_child() -> bool:
 def exit_code(error: BusError) -> int:
     """What to end with: the error's code, or a child's word for a bus or a state that is away."""
     return AWAY if isinstance(error, ConnectionLost) and is_child() else error.exit_code
+
+
+@functools.cache
+def machine() -> str:
+    """This machine since it was booted: containers share it, and no copy of its disk has it."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return os.urandom(16).hex()  # no other process is known to run here
+
+
+def this_holder() -> str:
+    """A name for this process that no other gets, on whatever machine."""
+    return f"{machine()} {this_process()}"
+
+
+def is_dead(holder: str) -> bool:
+    """True only where it is certain: it ran on this machine, and is gone."""
+    where, _, process = holder.partition(" ")
+    return where == machine() and is_gone(process)
 
 
 def this_process() -> str:

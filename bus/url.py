@@ -27,6 +27,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BUS_KEYS = ("prefix", "retention")
 _PASSWORD = re.compile(r"(://[^\s/?#:@]*):(?:[^\s?#]*|[^\s/]*)@")
+_WHOLE = re.compile(r"^((?:[a-z][a-z0-9+.-]*://)?[^\s/?#:@]*):[^/?#@]*@(?=[^\s@]*$)")  # a space in it, or no scheme
 _SECRET_NAMES = "passw|passphrase|pwd|secret|token|api_?key"
 _SECRET_VALUE = re.compile(rf"([?&][^\s=&]*(?:{_SECRET_NAMES})[^\s=&]*=)[^\s&#]+", re.IGNORECASE)
 
@@ -47,13 +48,15 @@ def scheme(url: str) -> str:
 
 
 def query(url: str) -> dict[str, str]:
-    """The values after the question mark; the last one of a name counts. Raises `Misconfigured` for a bare / or ? in
-    a password: what is read as a path or an option is shown in errors."""
+    """The values after the question mark; the last one of a name counts. Raises `Misconfigured` for a bare / ? @ or
+    space in a password: what is read as a host, a path or an option is shown in errors."""
     place, _, options = url.partition("?")
     found = dict(parse_qsl(options, keep_blank_values=True))
     host, _, path = place.partition("://")[2].partition("/")
     if any("@" in name for name in found) or (host and "@" in path):
         raise Misconfigured("a URL has an @ behind its host: write / and ? of a password as %2F and %3F, @ as %40")
+    if host.count("@") > 1 or any(map(str.isspace, host)):
+        raise Misconfigured("a URL has two @ or a space before its path: write @ of a password as %40, a space as %20")
     return found
 
 
@@ -62,8 +65,9 @@ def file_path(url: str) -> Path:
     kind = scheme(url)
     host, slash, path = url.partition("?")[0].removeprefix(f"{kind}://").partition("/")
     if host or not path:
+        meant = "FILE" if "@" in host or not host + path else host + slash + path
         raise Misconfigured(
-            f"{url!r} names no file: write {kind}:///{(host + slash + path) or 'FILE'} with three slashes "
+            f"{hide_secrets(url)!r} names no file: write {kind}:///{meant} with three slashes "
             "for a path in this directory, four for an absolute one"
         )
     return Path(path)
@@ -102,4 +106,5 @@ def without_bus_options(url: str) -> str:
 
 def hide_secrets(text: str) -> str:
     """A URL, or a text with URLs in it, that may be shown: passwords, tokens and their like are `***`."""
+    text = _WHOLE.sub(r"\1:***@", text)
     return _SECRET_VALUE.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))

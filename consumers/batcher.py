@@ -11,7 +11,9 @@ from bus.items import ItemRecord
 from bus.message import Delivery, Position
 from consumers.sink import Batch, Entry, Gap, Limits, Progress, Reject
 
-__all__ = ["Batcher"]
+__all__ = ["MESSAGES", "Batcher"]
+
+MESSAGES = 16_000  # of a batch, at most: RabbitMQ hands out 65,535 before the first of them is acknowledged
 
 # thrice as fast as Entry(…) and Position(…)
 _entry: Callable[[tuple[Any, ...]], Entry] = partial(tuple.__new__, Entry)
@@ -22,7 +24,8 @@ class Batcher:
     """Collects what is read into the next batch, which may begin and end inside a message.
 
     Age counts from the first thing that entered, in seconds of the caller's monotonic clock. A batch holds at most
-    `limits.items`, and more than `limits.size_bytes` only by its last one. After `limit` items it takes no more.
+    `limits.items`, as many messages, and more than `limits.size_bytes` only by its last one. After `limit` items it
+    takes no more.
     """
 
     def __init__(self, limits: Limits, limit: int | None = None) -> None:
@@ -32,6 +35,7 @@ class Batcher:
 
     def _begin(self) -> None:
         self._batch, self._bytes, self._since = Batch(), 0.0, None  # type: Batch, float, float | None
+        self._messages = 0
 
     @property
     def exhausted(self) -> bool:
@@ -89,13 +93,18 @@ class Batcher:
         after = Position(delivery.partition, delivery.offset + 1)
         self._batch.progress[delivery.partition] = Progress(after, delivery.message.id)
         self._batch.acks[delivery.partition] = delivery
+        self._messages += 1
         if self._full:
             yield self.take()
 
     @property
     def _full(self) -> bool:
         count = len(self._batch.entries) + len(self._batch.rejects)
-        return count >= self._limits.items or self._bytes >= self._limits.size_bytes
+        return (
+            count >= self._limits.items
+            or self._bytes >= self._limits.size_bytes
+            or self._messages >= min(self._limits.items, MESSAGES)  # those of other jobs, too
+        )
 
     def _room(self, share: float) -> int:
         """How many items of so many bytes it takes until it is full: one at least."""

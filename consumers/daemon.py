@@ -15,7 +15,7 @@ from bus.message import Delivery
 from bus.state import State
 from bus.topic import item_log
 from bus.transport import Lag, Subscription, Transport
-from consumers.batcher import Batcher
+from consumers.batcher import MESSAGES, Batcher
 from consumers.ending import LOOK_S, Ending
 from consumers.figures import Figures
 from consumers.identity import Identity
@@ -81,6 +81,7 @@ class _Consumer:
         self._watch, self._figures = watch, watch.figures
         self._transport, self._sink, self._options, self._stop = transport, sink, options, stop
         self._topic = item_log(options.prefix, options.retention_s)
+        self._figures.batch_s = options.limits(sink.limits).seconds
         self._jobs = JobsTold(state, options.name)
         self._ending = Ending(options, self._jobs, stop, sink.positions, self._log_end)
         self._outage = Outage(stop, self._ending.deadline)
@@ -130,7 +131,7 @@ class _Consumer:
         self._say_active(len(held))
         reader = LogReader(self._batcher(), self._options.job, self._on_gap, self._replaced)
         start = reader.begin(held, lag, self._time())
-        prefetch = max(256, 4 * self._limits.items)  # a batch of single items, and those on their way
+        prefetch = max(256, 4 * min(self._limits.items, MESSAGES))  # a batch of single items, and those on their way
         identity = Identity(self._transport, topic, reader.known)
         subscription = await self._transport.subscribe(
             topic, group=consumer, prefetch=prefetch, start=start or "earliest"

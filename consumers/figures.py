@@ -62,6 +62,7 @@ class Figures:
 
     consumer: str
     topic: str
+    batch_s: float = 0.0  # how old a batch gets
     clock: Callable[[], float] = time.monotonic
     stage: Stage = Stage.STARTING
     items_stored: int = 0

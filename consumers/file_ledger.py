@@ -34,8 +34,11 @@ class FileLedger:
     the length that the first names. Whoever has locked it loads the first anew.
     """
 
-    def __init__(self, path: Path, base: Path, lock: Path) -> None:
-        self._path, self._lock_path = path, lock
+    def __init__(self, path: Path, base: Path, lock: Path, own: str) -> None:
+        """`own` is what the sink itself keeps in the first file."""
+        if not base.name:
+            raise Misconfigured(f"the sink {path} is a directory: name a file in it")
+        self._path, self._lock_path, self._own = path, lock, own
         self.progress = base.with_name(base.name + ".progress")
         self._quarantine = base.with_name(base.name + ".quarantine")
         self.consumer, self._topic = "", ""
@@ -69,16 +72,18 @@ class FileLedger:
 
     # what BASE.progress holds; each is called while it is locked
 
-    def create(self, **more: Any) -> None:
-        """The first one, with whatever else the sink keeps."""
-        self.save({"format": FORMAT, **more, "quarantine": 0, "dropped": [], "consumers": {}, "gaps": []})
+    def create(self) -> None:
+        """The first one. What the sink itself keeps is 0."""
+        self.save({"format": FORMAT, self._own: 0, "quarantine": 0, "dropped": [], "consumers": {}, "gaps": []})
 
     def load(self) -> dict[str, Any]:
         try:
             state: dict[str, Any] = json.loads(self.progress.read_bytes())
             if state["format"] != FORMAT:
                 raise ValueError(f"its format is {state['format']!r}")
-        except (ValueError, TypeError, KeyError) as error:
+            if missing := {self._own, "quarantine", "dropped", "consumers", "gaps"} - state.keys():
+                raise ValueError(f"it has no {', '.join(sorted(missing))}")
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise StorageFailed(f"{self.progress} cannot be read as the progress of a sink: {error}") from None
         return state
 

@@ -31,17 +31,17 @@ _ADDRESS = re.compile(r"(?:(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]*):)?(\d{1,5})")
 def not_alive(figures: Figures) -> str | None:
     """Why it should be started anew: it holds a partition that has something to store and does not move, or its event
     loop is stuck. None: it is well. While the bus or the sink is away it is."""
-    now_s = figures.clock()
+    now_s, stuck_s = figures.clock(), max(STUCK_S, 2 * figures.batch_s)
     if figures.outages:
         return None
     for partition, share in figures.shares.items():
         still_s, lag = now_s - share.still_since_s, share.lag
-        if lag and still_s >= STUCK_S:
+        if lag and still_s >= stuck_s:
             return f"partition {partition} has {lag:,} messages to store, and none was stored for {still_s:,.0f} s"
     moved_s = [share.still_since_s for share in figures.shares.values()]
     if moved_s and figures.looked_s is not None:
         still_s = now_s - max(figures.looked_s, *moved_s)
-        if still_s >= STUCK_S:
+        if still_s >= stuck_s:
             return f"it has done nothing for {still_s:,.0f} s, not even looked how far the log reaches"
     return None
 

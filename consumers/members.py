@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Set
 from typing import NamedTuple
 
 from bus.message import new_id
-from bus.process import is_gone, this_process
+from bus.process import is_dead, this_holder
 from consumers.sink import Fenced
 
 __all__ = ["LEASE_S", "Member", "lives", "lost", "new_member", "to_take"]
@@ -25,12 +25,12 @@ class Member(NamedTuple):
 
 def new_member(now_s: float = 0.0) -> Member:
     """This process's, live for a lease from `now_s`."""
-    return Member(new_id(), this_process(), now_s + LEASE_S)
+    return Member(new_id(), this_holder(), now_s + LEASE_S)
 
 
 def lives(member: Member, now_s: float) -> bool:
     """Neither has its lease run out, nor is its process known to have died."""
-    return member.until_s > now_s and not is_gone(member.process)
+    return member.until_s > now_s and not is_dead(member.process)
 
 
 def lost(consumer: str, partition: int) -> Fenced:

@@ -28,9 +28,11 @@ class LogGap(BusError):
             if lost > 0
             else f"the item log is not the one that consumer {consumer!r} has read"
         )
+        name, _, job = consumer.partition(":")
+        words = (f" --name {name}" if name != "default" else "") + (f" --job {job}" if job else "")
         super().__init__(
             f"{what}: the sink is at {gap.asked}, the log holds {gap.first} to {gap.end};"
-            f" `crawlbus consume --accept-gap` goes on at {gap.first}"
+            f" `crawlbus consume{words} --accept-gap` with the same --bus and --sink goes on at {gap.first}"
         )
         self.gap = gap
 

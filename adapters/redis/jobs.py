@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from adapters.redis.leases import is_dead
+from bus.process import is_dead
 from bus.state import Job, JobState, JobStatus, WorkerReport
 
 __all__ = ["Known", "known", "report_row"]

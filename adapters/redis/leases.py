@@ -6,16 +6,12 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 from bus.errors import BusError
-from bus.message import new_id
-from bus.process import is_gone, this_process
 from bus.state import Job
 
-__all__ = ["Lease", "LeaseKeeper", "is_dead", "machine", "this_holder"]
+__all__ = ["Lease", "LeaseKeeper"]
 
 AGAIN_S = 1.0  # after a renewal that did not reach the server
 
@@ -24,26 +20,6 @@ class Lease(NamedTuple):
     job: Job
     name: str
     owner: str
-
-
-@cache
-def machine() -> str:
-    """This machine since it was booted: containers share it, and no copy of its disk has it."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return new_id()  # no other process is known to run here
-
-
-def this_holder() -> str:
-    """A name for this process that no other gets, on whatever machine."""
-    return f"{machine()} {this_process()}"
-
-
-def is_dead(holder: str) -> bool:
-    """True only where it is certain: it ran on this machine, and is gone."""
-    where, _, process = holder.partition(" ")
-    return where == machine() and is_gone(process)
 
 
 class LeaseKeeper:

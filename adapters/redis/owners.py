@@ -7,9 +7,9 @@ import threading
 from contextlib import suppress
 
 from adapters.redis.connection import Server
-from adapters.redis.leases import machine, this_holder
 from bus.errors import BusError
 from bus.message import new_id
+from bus.process import machine, this_holder
 
 __all__ = ["Owners"]
 

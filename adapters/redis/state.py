@@ -9,13 +9,14 @@ from itertools import chain
 from typing import Any, Self
 
 from adapters.redis.jobs import known, report_row
-from adapters.redis.leases import Lease, LeaseKeeper, is_dead, this_holder
+from adapters.redis.leases import Lease, LeaseKeeper
 from adapters.redis.nodes import Argument, Nodes, nodes_of
 from adapters.redis.scripts import FRONTIER, INDEX, JOBS
 from bus.clock import Clock
 from bus.errors import BusError, Misconfigured
 from bus.findings import Finding
 from bus.frontier import check_spider
+from bus.process import is_dead, this_holder
 from bus.state import LEASE_S, Arrival, Attempt, Job, JobState, JobStatus, Verdict, WorkerReport
 
 __all__ = ["RedisState"]

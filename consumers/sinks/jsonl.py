@@ -29,7 +29,7 @@ class JsonlSink(FileSink):
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, FileLedger(path, path, path))
+        super().__init__(path, FileLedger(path, path, path, "length"))
         self._compress = _compressor(path) if path.suffix == ".zst" else _as_is
 
     @classmethod
@@ -47,7 +47,7 @@ class JsonlSink(FileSink):
                     f"the sink {self._path} exists and was not written by crawlbus"
                     f" (there is no {self._ledger.progress.name} beside it): name another file"
                 )
-            self._ledger.create(length=0)
+            self._ledger.create()
 
     def _settled(self, lock: int, state: dict[str, Any]) -> dict[str, Any]:
         """Take off what was not committed."""

@@ -48,7 +48,8 @@ class ParquetSink(FileSink):
     limits = Limits(items=100_000, size_bytes=16 * 1024 * 1024, seconds=60.0)
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(directory, FileLedger(directory, directory / "_crawlbus", directory / "_crawlbus.lock"))
+        base = directory / "_crawlbus"
+        super().__init__(directory, FileLedger(directory, base, directory / "_crawlbus.lock", "files"))
 
     @classmethod
     def from_url(cls, url: str) -> ParquetSink:
@@ -68,7 +69,7 @@ class ParquetSink(FileSink):
             )
         with self._ledger.locked():
             if not self._ledger.progress.exists():
-                self._ledger.create(files=0)
+                self._ledger.create()
 
     def _settled(self, lock: int, state: dict[str, Any]) -> dict[str, Any]:
         """A file that is there was wholly written; of one that is not, nothing is kept."""

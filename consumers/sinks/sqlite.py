@@ -38,7 +38,8 @@ R = TypeVar("R")
 BUSY_TIMEOUT_S = 10.0
 _TABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
-_DATA = {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG}
+# ERROR is what an index, a generated column or a trigger raises whose expression cannot be computed
+_DATA = {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG}
 
 _TABLE_OF_ITEMS = """CREATE TABLE IF NOT EXISTS "{table}" (
     id TEXT PRIMARY KEY, job TEXT NOT NULL, spider TEXT NOT NULL, url TEXT, scraped_at TEXT NOT NULL,
@@ -186,9 +187,15 @@ class SqliteSink:
         try:
             db.executemany(self._upsert, [row for _, row in rows])
         except sqlite3.Error as error:
+            if not db.in_transaction:
+                raise StorageFailed(
+                    f"a trigger of the table {self._table} of {self._path} ends the whole transaction ({error}):"
+                    " write RAISE(ABORT, …) in it, and the row goes to quarantine"
+                ) from None
             if _code(error) not in _DATA:
                 raise
             db.execute("ROLLBACK TO rows")
+            db.execute(f"EXPLAIN {self._upsert}", [None] * len(COLUMNS))  # raises where it is not for a row
             refused = [(rows[0][0], str(error))] if len(rows) == 1 else self._insert_halves(db, rows)
         else:
             refused = []

@@ -24,7 +24,7 @@ SAYS = re.compile(
     r"the item log (is not the one that consumer 'default' has read"
     r"|has dropped [\d,]+ messages that consumer 'default' has not stored):"
     r" the sink is at \d/\d+, the log holds \d/\d+ to \d/\d+;"
-    r" `crawlbus consume --accept-gap` goes on at \d/\d+"
+    r" `crawlbus consume --accept-gap` with the same --bus and --sink goes on at \d/\d+"
 )
 
 

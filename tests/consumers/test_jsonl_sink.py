@@ -122,13 +122,18 @@ def test_a_file_that_was_moved_away_is_said_with_the_mend(tmp_path: Path) -> Non
     assert len(jsonl_items(path)) == 1
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99}', "\0\0"])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99}', '{"format": 2}', "\0\0"])
 def test_a_damaged_progress_file_is_said(content: str, tmp_path: Path) -> None:
     asyncio.run(fill(JsonlSink(path_in(tmp_path)), batch_of([record(1)])))
     (tmp_path / "items.jsonl.progress").write_text(content)
     error = failure(fill(JsonlSink(path_in(tmp_path))))
     assert isinstance(error, StorageFailed) and "items.jsonl.progress cannot be read" in str(error)
     assert len(jsonl_items(path_in(tmp_path))) == 1
+
+
+def test_a_directory_is_no_file() -> None:
+    with pytest.raises(Misconfigured, match="is a directory: name a file in it"):
+        JsonlSink(Path())
 
 
 def test_zstd_frames_make_one_file(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import consumers.sinks.sqlite
-from bus.errors import Misconfigured
+from bus.errors import Misconfigured, StorageFailed
 from bus.message import Position
 from consumers.sink import Written
 from consumers.sinks.sqlite import SqliteSink
@@ -54,6 +54,24 @@ class TestSqliteSink(SinkConformance):
             )
             yield
             db.execute("DROP TRIGGER broken")
+
+
+def test_what_a_users_index_cannot_compute_is_quarantined_alone(tmp_path: Path) -> None:
+    sink = SqliteSink(tmp_path / "items.sqlite")
+    asyncio.run(fill(sink))
+    with closing(sqlite3.connect(tmp_path / "items.sqlite")) as db:
+        db.execute("CREATE INDEX x ON items (json_extract(json_extract(data, '$.raw'), '$.x'))")
+    batch = batch_of([record(1), record(2, {"raw": "not json"}), record(3)])
+    written = asyncio.run(fill(SqliteSink(tmp_path / "items.sqlite"), batch))
+    assert written == [Written(2, 1)]
+
+
+def test_a_trigger_that_ends_the_transaction_is_named(tmp_path: Path) -> None:
+    asyncio.run(fill(SqliteSink(tmp_path / "items.sqlite")))
+    with closing(sqlite3.connect(tmp_path / "items.sqlite")) as db:
+        db.execute("CREATE TRIGGER t BEFORE INSERT ON items BEGIN SELECT RAISE(ROLLBACK, 'no'); END")
+    error = failure(fill(SqliteSink(tmp_path / "items.sqlite"), batch_of([record(1)])))
+    assert isinstance(error, StorageFailed) and "RAISE(ABORT" in str(error)
 
 
 def test_what_a_users_constraint_refuses_is_quarantined_alone(tmp_path: Path) -> None:
