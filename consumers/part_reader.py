@@ -8,14 +8,14 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from bus.codec import pack
 from bus.items import MAX_PACK_ITEMS, item_messages, pack_item
 from bus.message import Delivery, Position
-from bus.transport import Seek, Subscription, Transport
+from bus.transport import Lag, Seek, Subscription, Transport
 from consumers.bounds import Part, past
 from consumers.options import Ended
 from consumers.pump import Pump
 from consumers.reader import FETCH_BYTES, LogReader
 from consumers.selection import Selection
 from consumers.sieve import Sieve
-from consumers.sink import Batch, Gap
+from consumers.sink import Batch, Gap, Progress
 
 __all__ = ["PartReader", "pump_part"]
 
@@ -31,6 +31,14 @@ class PartReader(LogReader):
         super().__init__(sieve, None, on_gap, frozenset())
         self._sieve, self._part, self._selection = sieve, part, selection
         self._finished = set[int]()
+
+    def _begin_partition(self, progress: Progress, lag: Lag, now: float) -> None:
+        """What was dropped after all of the part was stored is no gap."""
+        at, first = progress.next, lag.first or {}
+        if self._part.end[at.partition] <= at < Position(at.partition, first.get(at.partition, 0)):
+            self._finished.add(at.partition)
+        else:
+            super()._begin_partition(progress, lag, now)
 
     @property
     def fetch(self) -> int:

@@ -42,9 +42,8 @@ class Dropped(BusError):
         what = f"this replay goes on at {gap.asked}" if begun else f"{gap.asked} was asked for"
         lost = gap.first.offset - gap.asked.offset
         why = f"the item log has dropped {lost:,} messages of it" if lost > 0 else "the item log is not the one it was"
-        super().__init__(
-            f"{what}, and {why}: it holds {gap.first} to {gap.end}; --from earliest replays all that is there"
-        )
+        anew = "crawlbus replay --from earliest" + (" --restart" if begun else "")
+        super().__init__(f"{what}, and {why}: it holds {gap.first} to {gap.end}; `{anew}` replays all that is there")
         self.gap = gap
 
 
