@@ -111,7 +111,8 @@ async def find_part(transport: Transport, topic: str, start: Place, end: Place) 
     _, (first, last) = await bounds_of(transport, topic)
     starts, ends = dict(first), dict(last)
     if isinstance(start, OfJob) or isinstance(end, OfJob):
-        spans = await _spans(transport, topic, {at.name for at in (start, end) if isinstance(at, OfJob)}, (first, last))
+        jobs = {at.name for at in (start, end) if isinstance(at, OfJob)}
+        spans = await _spans(transport, topic, jobs, (first, last), to_last=isinstance(end, OfJob))
         if isinstance(start, OfJob):
             starts = dict(last) | {partition: span[0] for partition, span in spans[start.name].items()}
         if isinstance(end, OfJob):
@@ -168,9 +169,12 @@ async def _published(transport: Transport, topic: str, at: datetime, bounds: Bou
 
 
 async def _spans(
-    transport: Transport, topic: str, jobs: Set[str], bounds: Bounds
+    transport: Transport, topic: str, jobs: Set[str], bounds: Bounds, *, to_last: bool
 ) -> dict[str, dict[int, tuple[int, int]]]:
-    """Of each job, by partition: the offset of its first message, and the one behind its last."""
+    """Of each job, by partition: the offset of its first message, and the one behind its last.
+
+    Without `to_last` a partition is read up to the first message of any of them only.
+    """
     first, end = bounds
     found: dict[str, dict[int, tuple[int, int]]] = {job: {} for job in jobs}
     left = {partition for partition in end if end[partition] > first.get(partition, 0)}
@@ -182,6 +186,8 @@ async def _spans(
             if offset < end[partition] and (job := delivery.message.headers.get("job")) in jobs:
                 spans = found[str(job)]
                 spans[partition] = (spans.get(partition, (offset, 0))[0], offset + 1)
+                if not to_last:
+                    left.discard(partition)
             if offset + 1 >= end[partition]:
                 left.discard(partition)
     for job, spans in found.items():

@@ -8,7 +8,7 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, closing
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,10 +22,10 @@ import consumers.bounds
 import consumers.identity
 from adapters.rabbitmq import topology
 from bus.errors import BusError, Misconfigured, StorageFailed
-from bus.message import Message
+from bus.message import Delivery, Message
 from bus.registry import connect_transport
 from bus.testing import Faults, FaultyTransport
-from consumers.bounds import find_part
+from consumers.bounds import OfJob, find_part
 from consumers.daemon import consume
 from consumers.options import ConsumeOptions
 from consumers.replay import Dropped
@@ -214,6 +214,32 @@ def test_a_job_from_its_first_item_to_its_last(bus: str, tmp_path: Path) -> None
         with pytest.raises(BusError, match="no item of job 'four'"):
             await here.replay(SqliteSink(tmp_path / "none.sqlite"), "job:four")
         assert not (tmp_path / "none.sqlite").exists()
+
+    on(bus, tmp_path, work)
+
+
+@pytest.mark.parametrize("bus", ["sqlite", "redis-7", "rabbitmq-3.10"])  # Kafka gives one partition after another
+def test_to_find_the_first_item_of_a_job_the_rest_is_not_read(
+    bus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, found = consumers.bounds._read, list[Delivery]()
+
+    async def noted(*arguments: Any) -> AsyncGenerator[Delivery, None]:
+        async with aclosing(read(*arguments)) as deliveries:
+            async for delivery in deliveries:
+                found.append(delivery)
+                yield delivery
+
+    monkeypatch.setattr(consumers.bounds, "_read", noted)
+
+    async def work(here: Here) -> None:
+        await here.publish(range(20), pack=1, job="one")
+        await here.publish(range(20, 2000), pack=1, job="two")
+        part = await find_part(here.transport, here.topic, OfJob("two"), "latest")
+        assert len(found) < 1500 and sum(map(part.size, part.end)) == 1980
+        found.clear()
+        part = await find_part(here.transport, here.topic, OfJob("one"), OfJob("two"))
+        assert len(found) >= 2000 and sum(map(part.size, part.end)) == 2000
 
     on(bus, tmp_path, work)
 
