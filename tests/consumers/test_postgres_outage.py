@@ -71,6 +71,13 @@ def test_a_login_that_is_refused_is_a_mistake_in_one_sentence(
     assert "sesame" not in str(error) and "\n" not in str(error)
 
 
+@on_postgres
+@pytest.mark.parametrize(("option", "says"), [("sslmode=bogus", "sslmode"), ("sslmode=require", "not support SSL")])
+def test_an_option_of_libpq_that_cannot_be_is_a_mistake(option: str, says: str, database: str) -> None:
+    error = failure(fill(f"{database}?{option}"))
+    assert isinstance(error, Misconfigured) and says in str(error) and "mend that option of its URL" in str(error)
+
+
 def test_a_server_that_is_not_there_may_come() -> None:
     error = failure(fill(f"postgresql://me:sesame@127.0.0.1:{free_port()}/db"))
     assert isinstance(error, SinkUnavailable) and "refused" in str(error) and "sesame" not in str(error)

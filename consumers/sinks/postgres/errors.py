@@ -11,7 +11,7 @@ from bus.url import hide_secrets
 from consumers.sink import SinkUnavailable
 from consumers.sinks.postgres.options import Options
 
-__all__ = ["is_of_a_row", "misfit", "reason", "translate"]
+__all__ = ["is_of_a_row", "misfit", "reason", "took_too_long", "translate"]
 
 # By the first letters of SQLSTATE; https://www.postgresql.org/docs/current/errcodes-appendix.html
 _OF_A_ROW = ("22", "23", "44", "54", "P0")  # P0: a trigger of the user's
@@ -20,13 +20,24 @@ _REFUSED = ("28", "3D000", "42501")
 _NOT_NOW = {
     "25006": "the server is read-only, as a standby is: name the primary, or add target_session_attrs=read-write",
     "55P03": "another process has locked what is written",
-    "57014": "the server took too long",
+    "57014": "the server took too long: see its load and what the table has of indexes and triggers",
 }
 # libpq does not tell the SQLSTATE of a login that was refused.
 _LOGIN_REFUSED = re.compile(
     r"authentication failed|no password supplied|pg_hba\.conf|(role|database) \".*\" does not exist"
     r"|permission denied for database|not permitted to log in"
 )
+_CLIENT = re.compile(r"^connection (failed|is bad): ")
+_OPTION_REFUSED = re.compile(r"invalid .* value|does not support SSL|certificate")
+# Nor what it finds in its own options, before it asks a server.
+_OPTION_REFUSED = re.compile(
+    r"invalid (integer value|port number|\S+ value|\S+ method)|invalid [^:]*: \"|definition of service .* not found"
+)
+
+
+def took_too_long(error: psycopg.Error) -> bool:
+    """Whether a statement was given up, by the server's clock."""
+    return error.sqlstate == "57014"
 
 
 def is_of_a_row(error: psycopg.Error) -> bool:
@@ -49,6 +60,10 @@ def translate(error: psycopg.Error, name: str) -> BusError:
         return Misconfigured(
             f"the sink {name} refuses us: {what}: set user, password and database in its URL, or grant the right"
         )
+    if not code and _OPTION_REFUSED.search(what):
+        return Misconfigured(f"the sink {name} cannot be reached so: {what}: mend that option of its URL")
+    if not code and _OPTION_REFUSED.search(what):
+        return Misconfigured(f"the URL of the sink {name} cannot be used: {what}")
     if not code and isinstance(error, psycopg.OperationalError):
         return SinkUnavailable(f"the sink {name} is not reachable: {what}")
     return StorageFailed(f"the sink {name} cannot be written: {what}")
@@ -71,4 +86,4 @@ def _message(error: psycopg.Error) -> str:
         return error.diag.message_primary
     lines = str(error).strip().splitlines() or [type(error).__name__]
     line = next((line for line in lines if "FATAL:" in line), lines[0])
-    return hide_secrets(line.rpartition("FATAL:")[2].strip().rstrip("."))
+    return hide_secrets(_CLIENT.sub("", line.rpartition("FATAL:")[2]).strip().rstrip("."))

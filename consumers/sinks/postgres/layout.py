@@ -25,7 +25,7 @@ _LEDGER = ("sink_members", "sink_progress", "sink_quarantine", "sink_gaps")
 _VIEW = """
 CREATE OR REPLACE VIEW {view} AS SELECT DISTINCT ON (id) * FROM {table} ORDER BY id DESC, scraped_at DESC;
 CREATE OR REPLACE FUNCTION {function}(moment timestamptz) RETURNS SETOF {table} LANGUAGE sql STABLE AS
-$$SELECT DISTINCT ON (id) * FROM {table} WHERE scraped_at <= moment ORDER BY id DESC, scraped_at DESC$$
+$$SELECT DISTINCT ON (id) * FROM {table} WHERE scraped_at <= $1 ORDER BY id DESC, scraped_at DESC$$
 """
 
 

@@ -28,6 +28,7 @@ STAGING = "pg_temp.sink_rows"
 _SESSION = """
 SET statement_timeout = {statement_ms}; SET lock_timeout = {lock_ms};
 SET idle_in_transaction_session_timeout = {idle_ms}; SET jit = off; SET temp_buffers = '32MB';
+SET TimeZone = 'UTC'; SET DateStyle = 'ISO, YMD';
 SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
 """
 
