@@ -138,7 +138,7 @@ def _look_shown(found: Look, retention_s: float) -> list[RenderableType]:
         "would be stored": f"{found.items:,} items of {found.messages:,} messages, {found.size_bytes:,} bytes",
     }
     if found.refused:
-        lines["quarantine"] = f"{found.refused:,} entries could not be read, or were refused by --through"
+        lines["quarantine"] = f"{found.refused:,} entries cannot be read, or --through or the sink refuses them"
     for (job, spider), count in found.jobs.most_common(20):
         lines[f"job {job}"] = f"{count:,} items of spider {spider}"
     if found.oldest_s is not None and found.newest_s is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bus.errors import Unsupported
@@ -15,8 +15,9 @@ from consumers.options import Ended
 from consumers.part_reader import PartReader, pump_part
 from consumers.replay import Dropped, warn_of_dropped
 from consumers.replay_options import ReplayOptions
+from consumers.rows import make_rows
 from consumers.sieve import Sieve
-from consumers.sink import Batch, Changes, Gap, Limits, Progress, Sink
+from consumers.sink import Batch, Changes, Entry, Gap, Limits, Progress, Sink
 from consumers.through import Through
 
 __all__ = ["Look", "look"]
@@ -25,7 +26,8 @@ __all__ = ["Look", "look"]
 @dataclass(slots=True)
 class Look:
     """What was found in a part of the log. `first` are the offsets that the log keeps from on; times in s since the
-    epoch, of scraping. `changes` counts items: None where the sink cannot look rows up."""
+    epoch, of scraping. `refused` counts what would go to quarantine, as far as that can be told without storing it;
+    `changes` counts the ids of each batch: None where the sink cannot look rows up."""
 
     part: Part
     first: Mapping[int, int]
@@ -66,8 +68,8 @@ async def look(
     course.begin(part, part.start.values())
 
     async def note(batch: Batch) -> None:
-        _note(found, batch)
-        await _compare(found, sink, batch)
+        entries = _note(found, batch)
+        await _compare(found, sink, entries)
         course.items_stored = found.items
         course.reach(progress.next for progress in batch.progress.values())
 
@@ -85,21 +87,27 @@ def _refuse(gap: Gap) -> bool:
     raise Dropped(gap, begun=False)
 
 
-def _note(found: Look, batch: Batch) -> None:
-    found.items += len(batch.entries)
-    found.refused += len(batch.rejects)
-    times = [entry.record.scraped_at for entry in batch.entries]
-    found.jobs.update((entry.record.job, entry.record.spider) for entry in batch.entries)
+def _note(found: Look, batch: Batch) -> list[Entry]:
+    """Returns what any sink can take."""
+    refused = {reject.position for reject in make_rows(batch.entries)[1]}
+    entries = [entry for entry in batch.entries if entry.position not in refused]
+    found.items += len(entries)
+    found.refused += len(batch.rejects) + len(refused)
+    times = [entry.record.scraped_at for entry in entries]
+    found.jobs.update((entry.record.job, entry.record.spider) for entry in entries)
     found.oldest_s = min((at for at in (found.oldest_s, *times) if at is not None), default=None)
     found.newest_s = max((at for at in (found.newest_s, *times) if at is not None), default=None)
+    return entries
 
 
-async def _compare(found: Look, sink: Sink | None, batch: Batch) -> None:
-    if sink is None or found.changes is None or not batch.entries:
+async def _compare(found: Look, sink: Sink | None, entries: Sequence[Entry]) -> None:
+    if sink is None or found.changes is None or not entries:
         return
     try:
-        more = await sink.compare(batch.entries)
+        more = await sink.compare(entries)
     except Unsupported:
         found.changes = None
     else:
         found.changes = Changes(*(a + b for a, b in zip(found.changes, more, strict=True)))
+        refused = max(0, len({entry.record.id for entry in entries}) - sum(more))
+        found.items, found.refused = found.items - refused, found.refused + refused

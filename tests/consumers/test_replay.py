@@ -29,6 +29,7 @@ from consumers.bounds import OfJob, find_part
 from consumers.daemon import consume
 from consumers.options import ConsumeOptions
 from consumers.replay import Dropped
+from consumers.replay_look import look
 from consumers.sink import Batch, Changes, Fenced, SinkUnavailable, Written, sink_of
 from consumers.sinks.jsonl import JsonlSink
 from consumers.sinks.sqlite import SqliteSink
@@ -682,6 +683,37 @@ def test_a_look_tells_what_a_replay_would_do_and_leaves_nothing(bus: str, tmp_pa
         assert (await here.look(None, job="two")).items == 50
 
     on(bus, tmp_path, work)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres-15", "jsonl"])
+def test_a_look_counts_what_would_be_refused(kind: str, tmp_path: Path) -> None:
+    """By the function, by any sink, and by this one; and ids by the batch."""
+    with new_place("sqlite", kind, tmp_path) as place:
+        url = place.sink + ("&" if "?" in place.sink else "?") + "nul=reject" if kind == "postgres-15" else place.sink
+
+        def fails(item: dict[str, Any]) -> dict[str, Any]:
+            return {} if item["data"]["number"] else sys.exit()
+
+        async def work(here: Here) -> None:
+            await here.publish(range(4))
+            await here.publish([4], data={"number": 4, "text": "a\0"})
+            await here.publish([1, 2, 3])
+            for number, scraped_at in ((5, 1e300), (6, float("nan"))):
+                await here.publish([number], scraped_at=scraped_at)
+            sink = sink_of(url)
+            found = await look(
+                here.transport, sink, here.options(), asyncio.Event(), through=Through("x:y", fails)
+            )  # fmt: skip
+            stored = await here.replay(sink_of(url), through=Through("x:y", fails))
+            assert (found.items, found.refused) == (stored.stored, stored.quarantined)
+            assert found.refused == (4 if kind == "postgres-15" else 3)
+            if kind != "jsonl":
+                assert found.changes is not None and found.changes.new == {"sqlite": 4, "postgres-15": 3}[kind]
+            plain = await here.look(sink)
+            await sink.aclose()
+            assert plain.refused == (3 if kind == "postgres-15" else 2) and plain.newest_s == record(4).scraped_at
+
+        on("sqlite", tmp_path, work)
 
 
 # what is asked for
