@@ -35,7 +35,10 @@ Offset: TypeAlias = "int | str | datetime"
 
 
 class Bounds(NamedTuple):
-    """`end` is what the next message gets, unless a segment begins there: then one more. `last`: the last messages."""
+    """`end` is what the next message gets, unless a segment begins there: then one more. `last`: the last messages.
+
+    What was trimmed begins with a segment, whose first offset is left out: who stands there has missed nothing.
+    """
 
     first: int
     end: int
@@ -77,7 +80,8 @@ class Logs:
                 if not both.is_set():
                     raise lost(TimeoutError())
                 await within(channel.flow(True))  # the chunk that has begun to come is here to its end
-                return Bounds(_offset(firsts[0]), _offset(lasts[-1]) + 1, [message.body for message in lasts])
+                first = max(0, _offset(firsts[0]) - 1)
+                return Bounds(first, _offset(lasts[-1]) + 1, [message.body for message in lasts])
         except DRIVER_ERRORS as error:
             raise refusal(error, topic, self._address) from None
 

@@ -130,7 +130,7 @@ def test_a_log_that_is_replaced_under_a_reader_is_noticed(
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("server_url", ["rabbitmq-4.3", "kafka-4.1", "redis-8"], indirect=True)
+@pytest.mark.parametrize("server_url", ["kafka-4.1", "redis-8"], indirect=True)
 def test_a_log_that_is_trimmed_behind_a_reader_is_the_same(
     server_url: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

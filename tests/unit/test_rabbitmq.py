@@ -341,6 +341,40 @@ def test_acks_in_any_order_reach_their_messages(server_url: str) -> None:
 
 
 @every_version
+def test_who_stands_where_a_trimmed_stream_begins_has_missed_nothing(
+    server_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The offset that was left out there is no message that was lost."""
+    monkeypatch.setattr(topology, "SEGMENT_BYTES", 100_000)
+
+    async def check(transport: RabbitTransport) -> None:
+        topic = record()
+        await transport.declare(topic)
+        name, seen = topic.name, set[int]()
+        reader = await transport.subscribe(name, start="earliest")
+
+        async def trimmed() -> bool:
+            await transport.publish(name, [Message(new_id(), b"x" * 20_000) for _ in range(7)])
+            all_of_them = len(seen) + 7
+            while len(seen) < all_of_them:
+                some = await insist(partial(reader.receive, max_messages=100, timeout_s=5))
+                seen.update(delivery.offset for delivery in some)
+                await reader.ack(some)
+            return ((await insist(partial(transport.lag, name))).first or {})[0] > 20
+
+        await until(trimmed)
+        first = ((await insist(partial(transport.lag, name))).first or {})[0]
+        assert first not in seen and {first - 1, first + 1} <= seen
+        late = await transport.subscribe(name, start=[Position(0, first)])
+        found = await insist(partial(late.receive, max_messages=1, timeout_s=5))
+        assert [delivery.offset for delivery in found] == [first + 1]
+        with pytest.raises(PositionExpired):
+            await transport.subscribe(name, start=[Position(0, first - 1)])
+
+    play(server_url, check)
+
+
+@every_version
 def test_what_a_stream_has_dropped_is_told(server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Offsets are left out where a segment begins; that is no loss. What is past its retention is."""
     monkeypatch.setattr(topology, "SEGMENT_BYTES", 100_000)
