@@ -28,10 +28,8 @@ _LOGIN_REFUSED = re.compile(
     r"|permission denied for database|not permitted to log in"
 )
 _CLIENT = re.compile(r"^connection (failed|is bad): ")
-_OPTION_REFUSED = re.compile(r"invalid .* value|does not support SSL|certificate")
-# Nor what it finds in its own options, before it asks a server.
 _OPTION_REFUSED = re.compile(
-    r"invalid (integer value|port number|\S+ value|\S+ method)|invalid [^:]*: \"|definition of service .* not found"
+    r"invalid .* value|invalid port number|definition of service|does not support SSL|certificate"
 )
 
 
@@ -62,8 +60,6 @@ def translate(error: psycopg.Error, name: str) -> BusError:
         )
     if not code and _OPTION_REFUSED.search(what):
         return Misconfigured(f"the sink {name} cannot be reached so: {what}: mend that option of its URL")
-    if not code and _OPTION_REFUSED.search(what):
-        return Misconfigured(f"the URL of the sink {name} cannot be used: {what}")
     if not code and isinstance(error, psycopg.OperationalError):
         return SinkUnavailable(f"the sink {name} is not reachable: {what}")
     return StorageFailed(f"the sink {name} cannot be written: {what}")

@@ -125,14 +125,16 @@ class _Cleaner:
         return clean
 
 
-def newest(rows: Sequence[Staged]) -> Sequence[Staged]:
-    """One row of each id, in the order in which the ids come first."""
+def newest(rows: Sequence[Staged], *, each_time: bool = False) -> Sequence[Staged]:
+    """One row of each id, in the order in which the ids come first: the newest, the last of those of one time.
+    `each_time`: one of each id and time."""
     if len({row[1] for row in rows}) == len(rows):
         return rows
-    found: dict[str, Staged] = {}
+    found: dict[object, Staged] = {}
     for row in rows:
-        if (other := found.get(row.id)) is None or other.micros <= row.micros:
-            found[row.id] = row
+        key = (row.id, row.micros) if each_time else row.id
+        if (other := found.get(key)) is None or other.micros <= row.micros:
+            found[key] = row
     return list(found.values())
 
 

@@ -26,11 +26,12 @@ SELECT count(*) FROM {source} JOIN {table} o ON o.topic = ? AND o.partition = s.
 AND o.item = s.item WHERE ROW(o.id, o.scraped_at, o.data)::record *<> ROW(s.id, s.scraped_at, s.data)::record
 """
 # A version is a run of times at which an id had the same content: from `scraped_at` to `last_seen`. The ends of the
-# runs from the first time on that is new, and the new times, make the runs anew. So it does not matter in which order
-# the times come, nor how often. Of two contents at one time, that with the smaller hash counts.
+# runs from the first time on that is new, and the new times, make the runs anew: nothing changes by what comes again.
+# What comes late splits a run that it falls into, of which only the ends are known. Of two contents at one time, that
+# which is written now counts.
 _VERSIONS = """
 WITH fresh AS MATERIALIZED (
-    SELECT DISTINCT ON (id, scraped_at) * FROM (SELECT *, {hash} AS hash FROM {source}) f ORDER BY id, scraped_at, hash
+    SELECT *, {hash} AS hash FROM {source}
 ), firsts AS (
     SELECT id, min(scraped_at) AS at FROM fresh GROUP BY id
 ), old AS MATERIALIZED (
@@ -40,9 +41,9 @@ WITH fresh AS MATERIALIZED (
     ) o
 ), times AS (
     SELECT DISTINCT ON (id, at) id, at, hash FROM (
-        SELECT id, scraped_at AS at, hash FROM fresh UNION ALL SELECT id, scraped_at, hash FROM old
-        UNION ALL SELECT id, last_seen, hash FROM old
-    ) t ORDER BY id, at, hash
+        SELECT id, scraped_at AS at, hash, 0 AS age FROM fresh UNION ALL SELECT id, scraped_at, hash, 1 FROM old
+        UNION ALL SELECT id, last_seen, hash, 1 FROM old
+    ) t ORDER BY id, at, age, hash
 ), changes AS (
     SELECT *, (hash IS DISTINCT FROM lag(hash) OVER (PARTITION BY id ORDER BY at))::int AS change FROM times
 ), runs AS MATERIALIZED (

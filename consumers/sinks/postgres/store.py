@@ -10,7 +10,7 @@ import psycopg
 from bus.errors import StorageFailed, Unsupported
 from consumers.rows import reject_item
 from consumers.sink import Batch, Changes, Entry, Reject, Written
-from consumers.sinks.postgres.errors import is_of_a_row, reason
+from consumers.sinks.postgres.errors import is_of_a_row, reason, took_too_long
 from consumers.sinks.postgres.link import Link
 from consumers.sinks.postgres.options import Options
 from consumers.sinks.postgres.staged import Staged, copy_buffer, newest, parameters, stage
@@ -98,7 +98,9 @@ class Store:
         return []
 
     def _merged(self, rows: Sequence[Staged]) -> Sequence[Staged]:
-        return newest(rows) if self._options.mode == "latest" else rows
+        if self._options.mode == "append":
+            return rows
+        return newest(rows, each_time=self._options.mode == "versions")
 
     def _copy(self, rows: Sequence[Staged]) -> None:
         try:
@@ -116,7 +118,9 @@ class Store:
         try:
             stored = self._link.execute(statement, given, plan_anew=self._options.mode == "versions").rowcount
         except psycopg.Error as error:
-            raise _Refused(error) if is_of_a_row(error) else error from None
+            if is_of_a_row(error) or (took_too_long(error) and len(rows) > 1):  # half of them may be in time
+                raise _Refused(error) from None
+            raise
         if self._options.mode == "append" and stored < len(rows):
             self._check_same(given, copied=copied)
 
