@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
+from datetime import datetime
 from itertools import groupby
 from typing import Any
 
@@ -148,3 +149,22 @@ def test_other_items_at_the_same_places_are_not_passed_over_in_silence(count: in
                 await sink.compare(batch_of([record(1)]).entries)
 
     asyncio.run(run())
+
+
+@on_postgres
+def test_a_time_without_a_zone_is_utc_whatever_the_server_thinks(database: str) -> None:
+    ask(database, f"ALTER DATABASE {database.rpartition('/')[2]} SET TimeZone = 'Asia/Tokyo'")
+    batch = batch_of([record(1, {"seen": datetime(2026, 1, 1, 12)})])
+    asyncio.run(fill(f"{database}?columns=seen:timestamptz", batch))
+    assert ask(database, "SELECT seen = '2026-01-01 12:00Z' FROM items") == [(True,)]
+
+
+@on_postgres
+def test_what_takes_the_server_too_long_is_stored_by_halves(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consumers.sinks.postgres.link.STATEMENT_TIMEOUT_S", 1.0)
+    asyncio.run(fill(database))
+    ask(database, "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS "
+                  "'BEGIN PERFORM pg_sleep(0.02); RETURN NEW; END'")  # fmt: skip
+    ask(database, "CREATE TRIGGER slow BEFORE INSERT ON items FOR EACH ROW EXECUTE FUNCTION slow()")
+    assert asyncio.run(fill(database, batch_of(map(record, range(80))))) == [Written(80, 0)]
+    assert ask(database, "SELECT count(*) FROM items") == [(80,)]
