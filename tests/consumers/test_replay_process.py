@@ -216,6 +216,15 @@ def test_mistakes_are_one_line_with_the_documented_code(
     assert sorted(os.listdir()) == before
 
 
+@pytest.mark.parametrize("option", ["--wait", "--time-limit"])
+def test_a_consumer_wants_finite_numbers_too(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.db"
+    for number in ("nan", "inf"):
+        assert main(["consume", "--bus", "memory://x", "--sink", f"sqlite:///{path}", option, number]) == 2
+        assert f"'{option}': '{number}' is not a finite number" in capsys.readouterr().err
+    assert not path.exists()
+
+
 def test_on_a_terminal_there_is_a_bar(tmp_path: Path) -> None:
     url = new_bus("sqlite", tmp_path)
     fill(url, 1000)
