@@ -8,9 +8,9 @@ import click
 
 from bus.cli import Call, Finite, common, setting
 from bus.errors import BusError
-from consumers.dead_cli import dead
-from consumers.quarantine_cli import quarantine
-from consumers.replay_cli import replay
+from consumers.aside.dead_cli import dead
+from consumers.aside.quarantine_cli import quarantine
+from consumers.replay.cli import replay
 
 __all__ = ["commands"]
 

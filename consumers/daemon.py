@@ -17,7 +17,6 @@ from bus.topic import item_log
 from bus.transport import Lag, Subscription, Transport
 from consumers.batcher import MESSAGES, Batcher
 from consumers.ending import LOOK_S, Ending
-from consumers.figures import Figures
 from consumers.identity import Identity
 from consumers.jobs import JobsTold
 from consumers.members import LEASE_S
@@ -26,7 +25,8 @@ from consumers.outage import Outage
 from consumers.pump import IDLE_S, Pump
 from consumers.reader import LogGap, LogReader, LogReplaced
 from consumers.sink import Batch, Fenced, Gap, Limits, Progress, Sink, SinkUnavailable, Written
-from consumers.watch import Watch
+from consumers.watch.figures import Figures
+from consumers.watch.watch import Watch
 
 __all__ = ["consume"]
 

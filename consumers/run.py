@@ -18,10 +18,10 @@ from bus.topic import item_log
 from bus.transport import Transport
 from bus.url import bus_options, scheme
 from consumers.daemon import consume
-from consumers.figures import Figures
 from consumers.options import ConsumeOptions, ConsumeResult
 from consumers.sink import sink_of
-from consumers.watch import Watch, watched
+from consumers.watch.figures import Figures
+from consumers.watch.watch import Watch, watched
 
 __all__ = ["connected", "consume_process", "consume_urls"]
 

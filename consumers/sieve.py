@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from bus.items import ItemRecord, read_items
 from bus.message import Delivery, Position
 from consumers.batcher import Batcher
-from consumers.bounds import Part
+from consumers.replay.bounds import Part
+from consumers.replay.selection import Selection
 from consumers.rows import reject_item
-from consumers.selection import Selection
 from consumers.sink import Batch, Entry, Limits, Progress
 from consumers.through import Through
 

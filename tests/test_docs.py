@@ -26,7 +26,7 @@ from bus.registry import EXTRAS, Group, known
 from bus.settings import Settings, names
 from bus.state import Job, State
 from bus.transport import Subscription, Transport
-from consumers.dead import _again
+from consumers.aside.dead import _again
 from spiders.requests import RequestCodec
 from tests.capabilities import ALIASES, PAGE, SERVERS, URLS, page
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import multiprocessing
 import os
@@ -77,7 +78,10 @@ class Life:
     def wait(self) -> int:
         """How it ended: its exit code, or the number of the signal, below 0."""
         self._process.join(PATIENCE_S)
-        assert self._process.exitcode is not None, f"it does not end: {self._place.log[-5000:]}"
+        if self._process.exitcode is None:
+            self.send(signal.SIGUSR1)  # where it stands goes into the log
+            self._process.join(2.0)
+            raise AssertionError(f"{self.pid} does not end: {self._place.log[-10_000:]}")
         return self._process.exitcode
 
     def ends_well(self) -> None:
@@ -98,6 +102,7 @@ def _live(place: Place, end: Connection, work: Work, *args: Any) -> None:
     log = (place.directory / "log").open("a", buffering=1)
     os.dup2(log.fileno(), 2)
     sys.stderr = log
+    faulthandler.register(signal.SIGUSR1, log)
     logging.basicConfig(format=f"{os.getpid()} %(name)s: %(message)s", stream=log, force=True)
     random.seed()
     try:

@@ -15,11 +15,11 @@ from bus.registry import connect_transport
 from bus.topic import item_log
 from bus.transport import Transport
 from bus.url import bus_options
-from consumers.bounds import parse_place
-from consumers.course import Course
-from consumers.replay import replay
-from consumers.replay_look import Look, look
-from consumers.replay_options import ReplayOptions, ReplayResult
+from consumers.replay.bounds import parse_place
+from consumers.replay.course import Course
+from consumers.replay.look import Look, look
+from consumers.replay.options import ReplayOptions, ReplayResult
+from consumers.replay.replay import replay
 from consumers.sink import Limits, Sink
 from consumers.through import Through
 from tests.consumers.scene import record

@@ -24,7 +24,7 @@ from bus.registry import connect_state, connect_transport
 from bus.state import Arrival, JobState, State, Verdict
 from bus.topic import LANES, dead_log, request_queue
 from bus.transport import Transport
-from consumers.dead import DeadLetters, retried_page
+from consumers.aside.dead import DeadLetters, retried_page
 
 BUSES = pytest.mark.parametrize("scheme", ["memory", "sqlite"])
 AT = 1_800_000_000.0

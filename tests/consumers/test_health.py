@@ -22,10 +22,10 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 from bus.errors import Misconfigured
 from bus.message import Position
 from bus.transport import Lag
-from consumers.figures import Figures, Stage
-from consumers.health import MAX_CLIENTS, STUCK_S, HealthServer, _Handler, not_alive, not_ready
-from consumers.metrics import Metrics
 from consumers.sink import Batch, Gap, Progress, Written
+from consumers.watch.figures import Figures, Stage
+from consumers.watch.health import MAX_CLIENTS, STUCK_S, HealthServer, _Handler, not_alive, not_ready
+from consumers.watch.metrics import Metrics
 from tests.consumers.scene import TOPIC
 
 ANY_PORT = "127.0.0.1:0"
@@ -295,7 +295,7 @@ def _others(labels: dict[str, str]) -> list[str]:
 
 def test_without_the_extra_only_the_metrics_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    monkeypatch.delitem(sys.modules, "consumers.metrics", raising=False)
+    monkeypatch.delitem(sys.modules, "consumers.watch.metrics", raising=False)
     with HealthServer(ANY_PORT, figures_of(0)) as server:
         status, content_type, body = get(server.url, "/metrics")
         assert (status, content_type) == (501, "text/plain")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bus.process import PARENT_FD
-from consumers.notify import Notifier
+from consumers.watch.notify import Notifier
 
 
 class Clock:

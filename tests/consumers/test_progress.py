@@ -19,9 +19,9 @@ import pytest
 
 from bus.message import Position
 from bus.process import PARENT_FD
-from consumers.figures import Figures
-from consumers.progress import WINDOW_S, _Line
 from consumers.sink import Progress
+from consumers.watch.figures import Figures
+from consumers.watch.progress import WINDOW_S, _Line
 
 WIDTH = 80
 LONG = "a log line that is longer than the terminal is wide: https://shop.example/" + "0123456789" * 12
@@ -29,8 +29,8 @@ LONG = "a log line that is longer than the terminal is wide: https://shop.exampl
 # Stores 41 items, then as many as each line of standard input says; an empty line ends it.
 SCRIPT = """
 import logging, sys
-from consumers.figures import Figures
-from consumers.progress import show_progress
+from consumers.watch.figures import Figures
+from consumers.watch.progress import show_progress
 logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.INFO)
 figures = Figures("default", "crawlbus.items", items_stored=41)
 with show_progress(figures, as_json="--json" in sys.argv):

@@ -22,7 +22,7 @@ from bus.errors import CodecError
 from bus.items import item_messages, pack_item
 from bus.message import Headers, Message, Position
 from bus.url import hide_secrets
-from consumers.quarantine import _trials, items_of, retry
+from consumers.aside.quarantine import _trials, items_of, retry
 from consumers.rows import reject_item
 from consumers.sink import Batch, Entry, Limits, Quarantined, Reject, Sink, sink_of
 from tests.consumers.scene import TOPIC, batch_of, jsonl_items, record, sqlite_items

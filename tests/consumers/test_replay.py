@@ -18,18 +18,18 @@ from typing import Any
 
 import pytest
 
-import consumers.bounds
 import consumers.identity
+import consumers.replay.bounds
 from adapters.rabbitmq import topology
 from bus.errors import BusError, Misconfigured, StorageFailed
 from bus.message import Delivery, Message
 from bus.registry import connect_transport
 from bus.testing import Faults, FaultyTransport
-from consumers.bounds import OfJob, find_part
 from consumers.daemon import consume
 from consumers.options import ConsumeOptions
-from consumers.replay import Dropped
-from consumers.replay_look import look
+from consumers.replay.bounds import OfJob, find_part
+from consumers.replay.look import look
+from consumers.replay.replay import Dropped
 from consumers.sink import Batch, Changes, Fenced, SinkUnavailable, Written, sink_of
 from consumers.sinks.jsonl import JsonlSink
 from consumers.sinks.sqlite import SqliteSink
@@ -161,8 +161,8 @@ def test_up_to_an_offset_that_a_stream_has_left_out(tmp_path: Path, monkeypatch:
 def test_the_broker_finds_times(bus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a margin the part begins and ends where the time of publishing does. RabbitMQ's own index is too rough
     for that, and its adapter looks at each message."""
-    monkeypatch.setattr(consumers.bounds, "EARLY_S", 0.0)
-    monkeypatch.setattr(consumers.bounds, "LATE_S", 0.0)
+    monkeypatch.setattr(consumers.replay.bounds, "EARLY_S", 0.0)
+    monkeypatch.setattr(consumers.replay.bounds, "LATE_S", 0.0)
 
     async def work(here: Here) -> None:
         times = []
@@ -223,7 +223,7 @@ def test_a_job_from_its_first_item_to_its_last(bus: str, tmp_path: Path) -> None
 def test_to_find_the_first_item_of_a_job_the_rest_is_not_read(
     bus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, found = consumers.bounds._read, list[Delivery]()
+    read, found = consumers.replay.bounds._read, list[Delivery]()
 
     async def noted(*arguments: Any) -> AsyncGenerator[Delivery, None]:
         async with aclosing(read(*arguments)) as deliveries:
@@ -231,7 +231,7 @@ def test_to_find_the_first_item_of_a_job_the_rest_is_not_read(
                 found.append(delivery)
                 yield delivery
 
-    monkeypatch.setattr(consumers.bounds, "_read", noted)
+    monkeypatch.setattr(consumers.replay.bounds, "_read", noted)
 
     async def work(here: Here) -> None:
         await here.publish(range(20), pack=1, job="one")
@@ -645,7 +645,7 @@ def test_a_slow_function_is_stopped_between_items(pack: int, tmp_path: Path) -> 
                 stop.set()
             return item
 
-        from consumers.replay import replay
+        from consumers.replay.replay import replay
 
         stop, sink = asyncio.Event(), JsonlSink(path)
         result = await replay(here.transport, sink, here.options(), stop, through=Through("x:y", slow))

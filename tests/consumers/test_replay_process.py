@@ -21,8 +21,8 @@ import pytest
 
 from bus.cli import main
 from bus.message import Position
-from consumers.bounds import Part
-from consumers.course import Course, show_course
+from consumers.replay.bounds import Part
+from consumers.replay.course import Course, show_course
 from tests.consumers.replays import log_on, new_bus
 from tests.consumers.scene import jsonl_items, query, sqlite_items
 
@@ -243,7 +243,7 @@ def test_elsewhere_there_is_a_line_from_time_to_time(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr("consumers.course.LINE_S", 0.01)
+    monkeypatch.setattr("consumers.replay.course.LINE_S", 0.01)
     course = Course()
 
     async def told(words: str) -> None:

@@ -22,7 +22,7 @@ from bus.dead import DeadLetter
 from bus.registry import connect_state, connect_transport
 from bus.state import JobStatus
 from bus.url import bus_options
-from consumers.dead import DeadLetters
+from consumers.aside.dead import DeadLetters
 
 Answer = tuple[int, dict[str, str], bytes]
 

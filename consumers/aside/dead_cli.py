@@ -12,14 +12,14 @@ import click
 
 from bus.cli import Call, common
 from bus.errors import CodecError
-from consumers.choice import Choice, Facts, choose
-from consumers.showing import card, listing, plain, printable, when
+from consumers.aside.choice import Choice, Facts, choose
+from consumers.aside.showing import card, listing, plain, printable, when
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from bus.dead import DeadLetter
-    from consumers.dead import DeadLetters, History, Retried
+    from consumers.aside.dead import DeadLetters, History, Retried
 
 __all__ = ["dead"]
 
@@ -102,7 +102,7 @@ def retry(call: Call, choice: Choice) -> int:
     """
     from bus.registry import connect_state
     from bus.settings import state_url
-    from consumers.dead import Retried
+    from consumers.aside.dead import Retried
 
     done = Retried()
 
@@ -167,7 +167,7 @@ def _nothing_there(call: Call) -> str:
 
 def _with_letters(call: Call, work: Callable[[DeadLetters], Any]) -> Any:
     from bus.url import bus_options
-    from consumers.dead import DeadLetters
+    from consumers.aside.dead import DeadLetters
     from consumers.run import connected
 
     url = call.settings().bus
@@ -208,7 +208,7 @@ def _summary(letter: DeadLetter) -> dict[str, Any]:
 
 def _details(letter: DeadLetter, history: History) -> dict[str, Any]:
     from bus.codec import unpack
-    from consumers.dead import why_not
+    from consumers.aside.dead import why_not
 
     decided = history.decisions.get(letter.id)
     details = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from consumers.figures import Figures, Stage
-from consumers.health import HealthServer, not_alive
-from consumers.notify import Notifier
-from consumers.progress import show_progress
+from consumers.watch.figures import Figures, Stage
+from consumers.watch.health import HealthServer, not_alive
+from consumers.watch.notify import Notifier
+from consumers.watch.progress import show_progress
 
 __all__ = ["Watch", "watched"]
 

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from consumers.figures import WRITE_BOUNDS_S, Figures, Stage, System
+from consumers.watch.figures import WRITE_BOUNDS_S, Figures, Stage, System
 
 __all__ = ["Metrics"]
 

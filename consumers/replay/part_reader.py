@@ -9,11 +9,11 @@ from bus.codec import pack
 from bus.items import MAX_PACK_ITEMS, item_messages, pack_item
 from bus.message import Delivery, Position
 from bus.transport import Lag, Seek, Subscription, Transport
-from consumers.bounds import Part, past
 from consumers.options import Ended
 from consumers.pump import Pump
 from consumers.reader import FETCH_BYTES, LogReader
-from consumers.selection import Selection
+from consumers.replay.bounds import Part, past
+from consumers.replay.selection import Selection
 from consumers.sieve import Sieve
 from consumers.sink import Batch, Gap, Progress
 

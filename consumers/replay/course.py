@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from bus.message import Position
-from consumers.bounds import Part
-from consumers.figures import Figures
-from consumers.progress import show_progress
+from consumers.replay.bounds import Part
+from consumers.watch.figures import Figures
+from consumers.watch.progress import show_progress
 
 __all__ = ["Course", "show_course"]
 

@@ -13,10 +13,10 @@ from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any, Self
 
 from bus.errors import Misconfigured
-from consumers.figures import Figures, Stage
+from consumers.watch.figures import Figures, Stage
 
 if TYPE_CHECKING:
-    from consumers.metrics import Metrics
+    from consumers.watch.metrics import Metrics
 
 __all__ = ["STUCK_S", "HealthServer", "not_alive", "not_ready"]
 
@@ -132,7 +132,7 @@ class _Server(ThreadingHTTPServer):
 
 def _metrics(figures: Figures) -> Metrics | None:
     try:
-        from consumers.metrics import Metrics
+        from consumers.watch.metrics import Metrics
     except ModuleNotFoundError:
         return None
     return Metrics(figures)

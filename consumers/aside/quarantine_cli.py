@@ -14,8 +14,8 @@ import click
 from bus.cli import Call, common, setting
 from bus.errors import CodecError, Misconfigured
 from bus.url import hide_secrets
-from consumers.choice import Choice, Facts, choose, parse_time
-from consumers.showing import card, listing, plain, printable
+from consumers.aside.choice import Choice, Facts, choose, parse_time
+from consumers.aside.showing import card, listing, plain, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -101,7 +101,7 @@ def retry(call: Call, choice: Choice, through: str | None) -> int:
       crawlbus quarantine retry --reason constraint --limit 1000 --sink sqlite:///items.db
       crawlbus quarantine retry --all --through mend:prices --sink sqlite:///items.db
     """
-    from consumers.quarantine import retry as store
+    from consumers.aside.quarantine import retry as store
     from consumers.through import Through
 
     url = _sink_url(call)
@@ -180,7 +180,7 @@ def _facts(entry: Quarantined) -> Facts:
 
 
 def _summary(entry: Quarantined) -> Any:
-    from consumers.quarantine import is_item
+    from consumers.aside.quarantine import is_item
 
     facts, reject = _facts(entry), entry.reject
     return plain({
@@ -199,7 +199,7 @@ def _shown(reasons: Counter[str], rows: Sequence[dict[str, Any]]) -> list[Render
 
 def _details(entry: Quarantined) -> dict[str, Any]:
     from bus.codec import unpack
-    from consumers.quarantine import items_of
+    from consumers.aside.quarantine import items_of
 
     reject = entry.reject
     details: dict[str, Any] = {**_summary(entry), "headers": plain(dict(reject.headers)), "bytes": len(reject.content)}

@@ -7,8 +7,8 @@ from datetime import datetime
 from hashlib import blake2b
 
 from bus.errors import Misconfigured
-from consumers.bounds import Place, place_text
-from consumers.selection import Selection
+from consumers.replay.bounds import Place, place_text
+from consumers.replay.selection import Selection
 
 __all__ = ["ReplayOptions", "ReplayResult"]
 

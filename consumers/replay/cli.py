@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from bus.message import Position
-    from consumers.replay_look import Look
-    from consumers.replay_options import ReplayOptions, ReplayResult
+    from consumers.replay.look import Look
+    from consumers.replay.options import ReplayOptions, ReplayResult
 
 __all__ = ["replay"]
 
@@ -60,9 +60,9 @@ def replay(
     """
     from bus.topic import item_log
     from bus.url import bus_options
-    from consumers.bounds import parse_place
-    from consumers.replay_options import ReplayOptions
-    from consumers.replay_run import look_process, replay_process
+    from consumers.replay.bounds import parse_place
+    from consumers.replay.options import ReplayOptions
+    from consumers.replay.run import look_process, replay_process
 
     settings = call.settings()
     options = ReplayOptions(
@@ -128,7 +128,7 @@ def _look_data(found: Look) -> dict[str, Any]:
 
 
 def _look_shown(found: Look, retention_s: float) -> list[RenderableType]:
-    from consumers.showing import card, when
+    from consumers.aside.showing import card, when
 
     if not found.complete:
         return [f"Interrupted: {found.items:,} items were looked at."]

@@ -12,15 +12,15 @@ from typing import Any, TypeVar
 from bus.errors import BusError, ConnectionLost, PositionExpired
 from bus.message import Position
 from bus.transport import Lag, Transport
-from consumers.bounds import OfJob, Part, bounds_of, find_part
-from consumers.course import Course
 from consumers.identity import Identity
 from consumers.members import LEASE_S
 from consumers.options import Ended
 from consumers.outage import Outage
-from consumers.part_reader import PartReader, pump_part
 from consumers.reader import LogReplaced
-from consumers.replay_options import ReplayOptions, ReplayResult
+from consumers.replay.bounds import OfJob, Part, bounds_of, find_part
+from consumers.replay.course import Course
+from consumers.replay.options import ReplayOptions, ReplayResult
+from consumers.replay.part_reader import PartReader, pump_part
 from consumers.sieve import Sieve
 from consumers.sink import Batch, Fenced, Gap, Limits, Progress, Sink, SinkUnavailable, Written
 from consumers.through import Through

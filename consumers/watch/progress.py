@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from bus.process import is_child
-from consumers.figures import Figures
+from consumers.watch.figures import Figures
 
 __all__ = ["show_progress"]
 

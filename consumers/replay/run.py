@@ -14,10 +14,10 @@ from bus.errors import Misconfigured
 from bus.settings import Settings
 from bus.transport import Transport
 from bus.url import file_path, missing_file
-from consumers.course import Course, show_course
-from consumers.replay import replay
-from consumers.replay_look import Look, look
-from consumers.replay_options import ReplayOptions, ReplayResult
+from consumers.replay.course import Course, show_course
+from consumers.replay.look import Look, look
+from consumers.replay.options import ReplayOptions, ReplayResult
+from consumers.replay.replay import replay
 from consumers.run import connected
 from consumers.sink import Sink, sink_of
 from consumers.through import Through

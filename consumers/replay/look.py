@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 from bus.errors import Unsupported
 from bus.transport import Transport
-from consumers.bounds import Part, bounds_of, find_part
-from consumers.course import Course
 from consumers.options import Ended
-from consumers.part_reader import PartReader, pump_part
-from consumers.replay import Dropped, warn_of_dropped
-from consumers.replay_options import ReplayOptions
+from consumers.replay.bounds import Part, bounds_of, find_part
+from consumers.replay.course import Course
+from consumers.replay.options import ReplayOptions
+from consumers.replay.part_reader import PartReader, pump_part
+from consumers.replay.replay import Dropped, warn_of_dropped
 from consumers.rows import make_rows
 from consumers.sieve import Sieve
 from consumers.sink import Batch, Changes, Entry, Gap, Limits, Progress, Sink
