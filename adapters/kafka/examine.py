@@ -70,12 +70,25 @@ async def _try(cluster: Cluster, group: str) -> float:
     wanted: list[Any] = [(name, 1, 1, [], list(CONFIG.items()))]
     await _ask(cluster, CreateTopicsRequest(wanted, int(ANSWER_S * 1000), False), f"create topic {name!r}")
     try:
-        await find(cluster, name)
+        await _until_told(cluster, name)
         skew_s = await _write(cluster, name)
         await cluster.commit(group, name, {0: 1})  # takes the right to read the topic, and to be in the group
     finally:
         await _ask(cluster, delete, f"delete topic {name!r}")
     return skew_s
+
+
+async def _until_told(cluster: Cluster, name: str) -> None:
+    """A broker hears of a new topic a moment after the controller has made it."""
+    deadline_s = time.monotonic() + ANSWER_S
+    while True:
+        try:
+            await find(cluster, name)
+            return
+        except BusError:
+            if time.monotonic() > deadline_s:
+                raise
+        await asyncio.sleep(0.1)
 
 
 async def _ask(cluster: Cluster, request: Any, what: str) -> None:

@@ -90,18 +90,21 @@ class KafkaLog(Log):
             await admin.delete_records(wanted)
 
 
+USUAL_BYTES = topology.SEGMENT_BYTES
+
+
 class RabbitLog(Log):
     """Its broker trims whole segments, of what is older than the retention."""
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[Transport]:
-        usual, topology.SEGMENT_BYTES = topology.SEGMENT_BYTES, 100_000
+        topology.SEGMENT_BYTES = 100_000
         try:
             async with aclosing(await connect_transport(self.url)) as transport:
                 await transport.declare(item_log(self.prefix, 1.0))
                 yield transport
         finally:
-            topology.SEGMENT_BYTES = usual
+            topology.SEGMENT_BYTES = USUAL_BYTES  # two of these may be open, and end in any order
 
     async def delete(self) -> None:
         connection = await aiormq.connect(without_bus_options(self.url))

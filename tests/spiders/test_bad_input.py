@@ -62,7 +62,7 @@ def told(ran: Ran, code: int) -> str:
         (("status", "--bus", "redis://:geheim@127.0.0.1:1/0"), 3, ("127.0.0.1:1",)),
         (("crawl", "shop", "--sink", "carrier-pigeon://x"), 2, ("carrier-pigeon", "jsonl")),
         (("crawl", "shop", "--sink", "carrier-pigeon://x", "--workers", "2"), 2, ("carrier-pigeon", "jsonl")),
-        (("crawl", "shop", "--sink", "postgresql://u:geheim@localhost/db"), 2, ("postgresql://", "jsonl://")),
+        (("crawl", "shop", "--sink", "mysql://u:geheim@localhost/db"), 2, ("mysql://", "jsonl://")),
         (("crawl", "shop", "--job", "Not A Name"), 2, ("--job", "lower-case")),
         (("crawl", "shop", "--workers", "none"), 2, ("--workers", "whole number")),
         (("crawl", "shop", "-a", "colour"), 2, ("'colour'", "NAME=VALUE")),
