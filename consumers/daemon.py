@@ -23,7 +23,7 @@ from consumers.members import LEASE_S
 from consumers.options import ConsumeOptions, ConsumeResult, Ended
 from consumers.outage import Outage
 from consumers.pump import IDLE_S, Pump
-from consumers.reader import LogGap, LogReader, LogReplaced
+from consumers.reader import LogGap, LogReader, LogReplaced, is_outside
 from consumers.sink import Batch, Fenced, Gap, Limits, Progress, Sink, SinkUnavailable, Written
 from consumers.watch.figures import Figures
 from consumers.watch.watch import Watch
@@ -128,6 +128,8 @@ class _Consumer:
         held = await self._hold()
         if not held:
             return await self._stand_by()
+        if any(progress is not None and is_outside(progress, lag) for progress in held.values()):
+            lag = await self._lag()  # who held it before us may have stored what came since we asked
         self._say_active(len(held))
         reader = LogReader(self._batcher(), self._options.job, self._on_gap, self._replaced)
         start = reader.begin(held, lag, self._time())

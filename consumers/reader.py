@@ -12,7 +12,7 @@ from consumers.batcher import Batcher
 from consumers.identity import Known, last_read
 from consumers.sink import Batch, Gap, Progress
 
-__all__ = ["LogGap", "LogReader", "LogReplaced"]
+__all__ = ["LogGap", "LogReader", "LogReplaced", "is_outside"]
 
 FETCH_BYTES = 4 * 1024 * 1024
 MAX_FETCH = 256
@@ -43,6 +43,14 @@ class LogReplaced(Exception):
     def __init__(self, partition: int) -> None:
         super().__init__(partition)
         self.partition = partition
+
+
+def is_outside(progress: Progress, lag: Lag) -> bool:
+    """The log does not hold what comes next, as far as its bounds are known."""
+    partition, offset, _ = progress.next
+    if lag.first is None or lag.end is None:
+        return False
+    return not lag.first.get(partition, 0) <= offset <= lag.end.get(partition, 0)
 
 
 class LogReader:
@@ -79,7 +87,7 @@ class LogReader:
         start, partition = progress.next, progress.next.partition
         if lag.first is not None and lag.end is not None:
             first, end = lag.first.get(partition, 0), lag.end.get(partition, 0)
-            if partition in self._replaced or not first <= start.offset <= end:
+            if partition in self._replaced or is_outside(progress, lag):
                 gap = Gap(start, Position(partition, first), Position(partition, end))
                 self._batcher.jump(gap, now, record=self._on_gap(gap))
                 start, progress = gap.first, Progress(gap.first, "")

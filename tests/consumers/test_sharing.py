@@ -123,3 +123,35 @@ def test_what_is_stored_while_shares_change_is_counted(tmp_path: Path, monkeypat
         watch(place.sink)
         assert asyncio.run(main(place)) == 200
         assert sorted(stored_numbers(place.sink)) == list(range(200))
+
+
+class Overtaken(SqliteSink):
+    """Before it holds what it asks for, another consumer stores what has come since."""
+
+    place: Place
+    overtaken = False
+
+    async def hold(self, partitions: Set[int]) -> Mapping[int, Progress | None]:
+        if not self.overtaken:
+            self.overtaken = True
+            await publish(self.place, range(30, 60))
+            await self.consume(SqliteSink.from_url(self.place.sink))
+            await publish(self.place, range(60, 90))
+        return await super().hold(partitions)
+
+    async def consume(self, sink: SqliteSink) -> None:
+        async with aclosing(await connect_transport(self.place.bus)) as transport, aclosing(sink):
+            assert (await consume(transport, None, sink, replace(OPTIONS, limit=30), asyncio.Event())).stored == 30
+
+
+def test_what_another_has_stored_meanwhile_is_no_gap(tmp_path: Path) -> None:
+    async def main(place: Place) -> None:
+        await publish(place, range(30))
+        sink = Overtaken.from_url(place.sink)
+        sink.place = place
+        await sink.consume(SqliteSink.from_url(place.sink))
+        await sink.consume(sink)
+
+    with new_place("sqlite", "sqlite", tmp_path) as place:
+        watch(place.sink)
+        asyncio.run(main(place))
