@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from adapters.sqlite.errors import is_busy, translate
-from bus.errors import BusError, Closed, Misconfigured
+from bus.errors import BusError, Closed, Misconfigured, StorageFailed
 from bus.url import file_path
 
 __all__ = ["Database", "path_of"]
@@ -76,6 +76,7 @@ class Database:
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._periodic: list[_Periodic] = []
         self._sync = "FULL"
+        self._file: tuple[int, int] | None = None
         self._connection: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
         self._reader_guard = threading.Lock()
@@ -175,9 +176,9 @@ class Database:
         while True:
             calls = self._next_calls()
             try:
-                connection = self._connection = self._connection or _connect(self.path)
-            except sqlite3.Error as error:
-                outcomes = [_Outcome(call, error=translate(error, self.path)) for call in calls if call.fn]
+                connection = self._connect()
+            except (sqlite3.Error, BusError) as error:
+                outcomes = [_Outcome(call, error=self._explain(error)) for call in calls if call.fn]
             else:
                 outcomes = self._read(connection, [call for call in calls if call.fn and call.sync is None])
                 self._run_periodic(connection)
@@ -188,6 +189,19 @@ class Database:
                     self._connection.close()
                 _settle_all([_Outcome(call) for call in closing])
                 return
+
+    def _connect(self) -> sqlite3.Connection:
+        """Ours. Raises `StorageFailed` where the file is not the one that we opened: what is written to one that was
+        deleted is gone when it is closed."""
+        if self._connection is None:
+            self._connection = _connect(self.path)
+            self._file = _file(self.path)
+        elif _file(self.path) != self._file:
+            raise StorageFailed(
+                f"{self.path}: the file was moved, deleted or replaced while it was in use: put it back,"
+                " or stop all that uses it and start again"
+            )
+        return self._connection
 
     def _next_calls(self) -> list[_Call]:
         """All that waits, or nothing once a periodic job is due."""
@@ -272,6 +286,15 @@ class Database:
         explained: BusError = translate(error, self.path)
         explained.__cause__ = error
         return explained
+
+
+def _file(path: str) -> tuple[int, int] | None:
+    """Which one it is; None where there is none."""
+    try:
+        info = os.stat(path)
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino
 
 
 def _connect(path: str) -> sqlite3.Connection:

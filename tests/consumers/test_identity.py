@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bus.errors import BusError
+from bus.errors import BusError, StorageFailed
 from consumers import daemon, identity
 from consumers.daemon import consume
 from consumers.options import ConsumeOptions
@@ -146,5 +146,29 @@ def test_a_log_that_is_trimmed_behind_a_reader_is_the_same(
         await log.publish(range(40, 100))
         await consuming
         assert gaps(tmp_path) == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["deleted", "made anew"])
+def test_a_file_that_is_replaced_under_a_reader_is_noticed(
+    anew: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written to the old one would be gone when it is closed, and nothing of the new one would be seen."""
+    monkeypatch.setattr(daemon, "LEASE_S", 1.0)
+    monkeypatch.setattr(daemon, "LOOK_AT_LOG_S", 0.0)
+
+    async def main() -> None:
+        bus = tmp_path / "bus.db"
+        log = Log(f"sqlite:///{bus}")
+        await log.publish(range(40))
+        consuming = asyncio.create_task(consume_until(log, tmp_path, [999]))
+        while numbers(tmp_path) != list(range(40)):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        bus.rename(tmp_path / "old.db")
+        if anew:
+            bus.write_bytes((tmp_path / "old.db").read_bytes())
+        with pytest.raises(StorageFailed, match="was moved, deleted or replaced while it was in use"):
+            await consuming
 
     asyncio.run(main())

@@ -207,17 +207,13 @@ def test_stopped_replaced_and_continued_it_changes_nothing(kind: str, tmp_path: 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_finishes_the_batch(number: signal.Signals, tmp_path: Path) -> None:
     on_bus(tmp_path, messages(range(100)))
-    with consumer(tmp_path, "--sink", "sqlite:///items.sqlite", "--batch-seconds", "3600") as process:
-        wait_until(lambda: reads(tmp_path))
+    sink = ("--sink", "sqlite:///items.sqlite", "--batch-seconds", "3600", "--batch-size", "60")
+    with consumer(tmp_path, *sink) as process:
+        wait_until(lambda: stored(tmp_path) == 60)  # and the others have come with them
         process.send_signal(number)
         out, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (0, "")
     assert out == "100 items stored in sqlite:///items.sqlite\n" and stored(tmp_path) == 100
-
-
-def reads(directory: Path) -> bool:
-    """Whether a consumer has registered with the bus, so that it is about to read."""
-    return bool(query(directory / "bus.db", "SELECT 1 FROM bus_groups")) and (directory / "items.sqlite").exists()
 
 
 def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
