@@ -134,13 +134,17 @@ class Child:
         """Ask it to finish what it has begun and leave; it is killed after `kill_after_s`."""
         self._stopping.set()
         if self.pid is not None:
-            os.kill(self.pid, signal.SIGTERM)
+            self._send(signal.SIGTERM)
             asyncio.get_running_loop().call_later(self._kill_after_s, self.kill)
 
     def kill(self) -> None:
         """At once. Nothing is lost by it: what it held comes back."""
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: signal.Signals) -> None:
         if self.pid is not None:
-            os.kill(self.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has ended, and we are about to hear of it
+                os.kill(self.pid, number)
 
 
 def _read_now(fd: int) -> bytes:

@@ -18,12 +18,11 @@ import redis
 
 from adapters.memory.state import Lease, MemoryState, Run
 from adapters.memory.state import Store as MemoryStore
-from adapters.redis.leases import this_holder
 from adapters.redis.state import RedisState
 from adapters.sqlite.database import Database
 from adapters.sqlite.state import SqliteState
 from bus.frontier import Begun
-from bus.process import this_process
+from bus.process import this_holder, this_process
 from bus.state import LEASE_S, Job, JobState, State
 from bus.testing.clock import FakeClock
 
