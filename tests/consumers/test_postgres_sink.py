@@ -275,9 +275,9 @@ def test_bad_urls(options: str, says: str) -> None:
 
 @pytest.mark.parametrize("url", ["postgresql://user:sec%zzret@host/db", "postgresql://user:se cret@ho st:1:2/db"])
 def test_a_url_that_libpq_cannot_read_shows_no_password(url: str) -> None:
-    with pytest.raises(Misconfigured, match="cannot be read|a space as %20") as caught:
+    with pytest.raises(Misconfigured, match=r"cannot be read|a space as %20") as caught:
         PostgresSink.from_url(url)
-    assert not {"ret", "se cret", "%zzret"} & set(str(caught.value).replace("@", " ").split())
+    assert url.partition("@")[0].rpartition(":")[2] not in str(caught.value)
 
 
 def test_without_its_driver_the_extra_is_named() -> None:
