@@ -37,7 +37,7 @@ Work = Callable[..., Coroutine[Any, Any, None]]
 PATIENCE_S = 90.0
 PACK = 3  # items in a message, so that batches of 7 begin and end inside of them
 OPTIONS = ConsumeOptions(batch_items=7, batch_seconds=0.05)
-SHORT = {"CHECK_S": 0.2}  # lives are so short that the log would not be looked at otherwise
+SHORT = {"CHECK_S": 0.5}  # lives are so short that the log would not be looked at otherwise
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
@@ -174,7 +174,7 @@ def consuming(
 
 
 def publishing(place: Place, pause_s: float = 0.05) -> AbstractContextManager[Life]:
-    """A publisher at work; ended by SIGTERM, all that it has tried is confirmed."""
+    """A publisher at work; ended in good order, all that it has tried is confirmed."""
     return _life(place, _publish, pause_s)
 
 
