@@ -60,24 +60,40 @@ def gated_site() -> tuple[Site, Gate]:
 ALL = {"/": 1, "/gate": 1, "/b": 1, "/c": 1, "/d": 1}
 
 
-@contextmanager
-def crawling(directory: Path, url: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+class Crawling(subprocess.Popen[str]):
     """A crawl in the background."""
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "bus.cli", "crawl", "shop", "-a", f"url={url}/", *BUS, *SINK, *arguments],
-        cwd=directory, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+
+    def __init__(self, directory: Path, url: str, *arguments: str) -> None:
+        self._log = directory / f"{os.urandom(4).hex()}.log"
+        words = ["-m", "bus.cli", "crawl", "shop", "-a", f"url={url}/", *BUS, *SINK, *arguments]
+        with self._log.open("w") as log:
+            super().__init__(
+                [sys.executable, "-P", *words], cwd=directory, env=environment(), stdout=log, stderr=log, text=True
+            )
+
+    @property
+    def out(self) -> str:
+        return self._log.read_text()
+
+    def closes(self, workers: int = 1) -> None:
+        """Wait until so many of its workers have begun to close: they begin nothing more."""
+        wait_until(lambda: self.out.count("INFO: Closing spider") == workers)
+
+
+@contextmanager
+def crawling(directory: Path, url: str, *arguments: str) -> Iterator[Crawling]:
+    process = Crawling(directory, url, *arguments)
     try:
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
-def ends(process: subprocess.Popen[str], code: int = 0) -> str:
-    out, _ = process.communicate(timeout=40)
-    assert process.returncode == code and "Traceback" not in out, out
-    return out
+def ends(process: Crawling, code: int = 0) -> str:
+    process.wait(timeout=40)
+    assert process.returncode == code and "Traceback" not in process.out, process.out
+    return process.out
 
 
 def crawl(directory: Path, url: str, *arguments: str) -> Ran:
@@ -164,9 +180,9 @@ def test_a_stopped_job_is_resumed_by_crawl(tmp_path: Path, workers: str) -> None
     project(tmp_path, SPIDER)
     with site.open() as url:
         with crawling(tmp_path, url, "--workers", workers) as first:
-            wait_until(lambda: site.hits["/gate"])
+            wait_until(lambda: site.hits["/gate"] and len(status(tmp_path).workers) == int(workers))
             assert "stopped" in tell(tmp_path, "stop").out
-            threading.Event().wait(1.5)
+            first.closes(int(workers))
             gate.open()
             assert "stopped" in ends(first)
         assert "/c" not in site.hits and paths(tmp_path) == ["/", "/gate"]
@@ -204,6 +220,7 @@ def test_a_worker_that_starts_late_does_not_undo_a_stop(tmp_path: Path) -> None:
         with crawling(tmp_path, url) as first:
             wait_until(lambda: site.hits["/gate"])
             tell(tmp_path, "stop")
+            first.closes()
             gate.open()
             ends(first)
         words = ["-m", "bus.cli", "crawl", "shop", "-a", f"url={url}/", *BUS, "--as-worker"]
@@ -214,7 +231,8 @@ def test_a_worker_that_starts_late_does_not_undo_a_stop(tmp_path: Path) -> None:
                 pass_fds=[read_end], capture_output=True, text=True, timeout=40, check=False,
             )  # fmt: skip
         finally:
-            os.close(read_end), os.close(write_end)
+            for end in (read_end, write_end):
+                os.close(end)
         assert late.returncode == 0 and "Traceback" not in late.stderr, late.stderr
         assert status(tmp_path).state.value == "stopped" and "/b" not in site.hits
         assert "finished" in crawl(tmp_path, url).out
@@ -266,8 +284,8 @@ def test_a_signal_while_it_starts(tmp_path: Path, workers: str, after_s: float) 
         with crawling(tmp_path, url, "--workers", workers) as first:
             threading.Event().wait(after_s)
             first.send_signal(signal.SIGTERM)
-            out, _ = first.communicate(timeout=20)
-            assert first.returncode in (0, -signal.SIGTERM) and "Traceback" not in out, out
+            first.wait(timeout=40)
+            assert first.returncode in (0, -signal.SIGTERM) and "Traceback" not in first.out, first.out
         crawl(tmp_path, url, "--workers", workers)
     assert site.hits == ALL and paths(tmp_path) == sorted(ALL)
 
