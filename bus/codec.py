@@ -25,7 +25,7 @@ MAX_DEPTH = 64
 MAX_VALUES = 100_000
 
 _TUPLE, _SET, _INT, _DATETIME, _DATE, _DECIMAL = range(1, 7)
-_CONTAINERS = (dict, list, tuple, set)
+_CONTAINERS = frozenset({dict, list, tuple, set})
 _SCALARS = frozenset({type(None), bool, int, float, str, bytes, datetime, date, Decimal})
 
 
@@ -136,19 +136,16 @@ def _check_shape(value: Any) -> None:
     while level:
         below: list[Any] = []
         for container in level:
-            is_map = type(container) is dict
-            count += len(container) * (2 if is_map else 1)
-            for child in container.values() if is_map else container:
-                if type(child) in _CONTAINERS:
-                    below.append(child)
-            if is_map:
-                below.extend(key for key in container if type(key) is tuple)
+            below += container  # of a map: its keys
+            if type(container) is dict:
+                below += container.values()
+        count += len(below)
         if count > MAX_VALUES:
             raise OverLimit(f"more than {MAX_VALUES:,} values")
+        level = [child for child in below if type(child) in _CONTAINERS]
         depth += 1
-        if below and depth > MAX_DEPTH:
+        if level and depth > MAX_DEPTH:
             raise OverLimit(f"deeper than {MAX_DEPTH}")
-        level = below
 
 
 def _explain(value: Any, error: Exception) -> CodecError:

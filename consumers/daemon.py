@@ -25,6 +25,7 @@ from consumers.outage import Outage
 from consumers.pump import IDLE_S, Pump
 from consumers.reader import LogGap, LogReader, LogReplaced, is_outside
 from consumers.sink import Batch, Fenced, Gap, Limits, Progress, Sink, SinkUnavailable, Written
+from consumers.teller import Teller
 from consumers.watch.figures import Figures
 from consumers.watch.watch import Watch
 
@@ -237,8 +238,9 @@ class _Consumer:
     ) -> Ended:
         async def store(batch: Batch) -> None:
             await self._verify(identity)
-            await self._store(subscription, batch)
+            await self._write(batch)
             identity.stored(batch)
+            teller.stored(batch)
 
         async def ended() -> Ended | None:
             self._watch.turn()
@@ -250,6 +252,7 @@ class _Consumer:
             reader, subscription, store, ended, on_read=self._on_read,
             idle_s=min(IDLE_S, LOOK_S) if self._options.until_drained else IDLE_S,
         )  # fmt: skip
+        teller = Teller(subscription, self._jobs)
         pumping, keeping = asyncio.create_task(pump.run()), asyncio.create_task(self._keep(held, identity))
         try:
             await asyncio.wait((pumping, keeping), return_when=asyncio.FIRST_COMPLETED)
@@ -260,20 +263,12 @@ class _Consumer:
             pumping.cancel()
             keeping.cancel()
             await asyncio.gather(pumping, keeping, return_exceptions=True)
+            await teller.aclose()
 
     def _on_read(self, deliveries: Sequence[Delivery]) -> None:
         self._outage.over()
         self._figures.back("bus")
         self._figures.bytes_read += sum(len(delivery.message.body) for delivery in deliveries)
-
-    async def _store(self, subscription: Subscription, batch: Batch) -> None:
-        await self._write(batch)
-        try:  # the bus's commit is for lag and retention: the sink's word is what counts
-            if batch.acks:
-                await subscription.ack(list(batch.acks.values()))
-        except BusError as error:
-            log.debug("the bus was not told the progress: %s", error)
-        await self._jobs.tell(batch.entries)
 
     async def _write(self, batch: Batch) -> None:
         """Until the sink has taken it; while it cannot, reading stops by itself, as the queue is full."""

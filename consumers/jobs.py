@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 from bus.errors import BusError, ConnectionLost
 from bus.state import Job, JobStatus, State
-from consumers.sink import Entry
 
 __all__ = ["JobsTold"]
 
@@ -37,11 +35,10 @@ class JobsTold:
         self._say_back()
         return jobs
 
-    async def tell(self, entries: Iterable[Entry]) -> None:
-        """That these are stored. For display only."""
+    async def tell(self, stored: Mapping[Job, int]) -> None:
+        """That so many items are stored. For display only."""
         if self._state is None:
             return
-        stored = Counter(Job(entry.record.job, entry.record.run) for entry in entries)
         try:
             for job, count in stored.items():
                 await self._state.mark(job, (), counts={f"items_stored:{self._name}": count})

@@ -14,6 +14,7 @@ from consumers.sink import Batch
 __all__ = ["Pump"]
 
 IDLE_S = 0.25  # the longest that one `receive` waits: how soon a stop is noticed
+TURN_S = 0.001  # the longest that decoding keeps the loop from all else, as the next batch to store
 
 
 class Pump:
@@ -69,11 +70,15 @@ class Pump:
         timeout_s = min(self._idle_s, due_s or self._idle_s)
         deliveries = await self._subscription.receive(max_messages=self._reader.fetch, timeout_s=timeout_s)
         self._on_read(deliveries)
+        turn_s = self._time() + TURN_S
         for delivery in deliveries:
             for batch in self._reader.take(delivery, self._time()):
                 await self._batches.put(batch)
             if self._reader.exhausted:
                 return
+            if self._time() > turn_s:
+                await asyncio.sleep(0)
+                turn_s = self._time() + TURN_S
 
     async def _write(self) -> None:
         while (batch := await self._batches.get()) is not None:

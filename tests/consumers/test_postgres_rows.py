@@ -18,8 +18,9 @@ from bus.items import ItemRecord
 from bus.message import Position
 from consumers.rows import clean_text, quick_json, raw_json, utc_text
 from consumers.sink import Entry, Written
-from consumers.sinks.postgres.staged import parameters, stage
+from consumers.sinks.postgres.staged import stage
 from consumers.sinks.postgres.store import Store
+from consumers.sinks.postgres.wire import parameters
 from consumers.testing import batch_of, hazards, record
 from tests.consumers.postgres import ask, fill, items, member
 from tests.consumers.test_postgres_sink import database, on_postgres

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -95,12 +95,13 @@ class Link:
             self.execute(f"CREATE TEMPORARY TABLE {STAGING.partition('.')[2]} ({columns}) ON COMMIT DELETE ROWS")
             self._has_staging = True
 
-    def copy(self, data: bytes) -> None:
+    def copy(self, data: Iterable[bytes]) -> None:
         """Fill `STAGING` by a COPY in the binary format."""
         self._busy_since = time.monotonic()
         try:
             with self._db().cursor().copy(f"COPY {STAGING} FROM STDIN (FORMAT binary)".encode()) as copy:
-                copy.write(data)
+                for part in data:
+                    copy.write(part)
         finally:
             self._busy_since = None
 

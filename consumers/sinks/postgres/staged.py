@@ -1,11 +1,10 @@
-"""Items as PostgreSQL takes them: checked, encoded, and in the form of COPY or of parameters."""
+"""Items as PostgreSQL takes them: checked and encoded."""
 
 from __future__ import annotations
 
 import json
 import math
-import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,13 +14,15 @@ from bus.message import Position
 from consumers.rows import clean_text, quick_json, raw_json, reject_item
 from consumers.sink import Entry, Reject
 
-__all__ = ["Staged", "copy_buffer", "newest", "parameters", "stage"]
+__all__ = ["EPOCH", "MICROSECOND", "Staged", "Stager", "newest", "stage"]
 
-_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # of PostgreSQL
-_EPOCH_S = int(_EPOCH.timestamp())
-_MICROSECOND = timedelta(microseconds=1)
-_FIRST = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
-_LAST = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+PART = 500  # rows
+
+EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # of PostgreSQL
+_EPOCH_S = int(EPOCH.timestamp())
+MICROSECOND = timedelta(microseconds=1)
+_FIRST = (datetime.min.replace(tzinfo=UTC) - EPOCH) // MICROSECOND
+_LAST = (datetime.max.replace(tzinfo=UTC) - EPOCH) // MICROSECOND
 _JSONB = b"\1"  # the version of its form
 _NUL = b"\\u0000"  # in JSON; the text \u0000 has one more backslash, and is looked at once more
 
@@ -125,6 +126,33 @@ class _Cleaner:
         return clean
 
 
+class Stager:
+    """`stage` by parts: the server takes one part while the next is made. `merge` leaves one row for each key; without
+    one, every row is left."""
+
+    def __init__(self, entries: Sequence[Entry], merge: Callable[[Sequence[Staged]], Sequence[Staged]] | None) -> None:
+        self._entries, self._merge = entries, merge
+        self._at = 0
+        self.rows, self.rejects, self.sanitized = [], [], 0  # type: list[Staged], list[Reject], int
+
+    def parts(self, *, rejects_nul: bool) -> Iterator[Sequence[Staged]]:
+        """Merged. What was made is in `rows`, not merged, and in `rejects`; asked again, the rest follows."""
+        size = PART if self._merge is None or self._are_single() else len(self._entries)
+        while self._at < len(self._entries):
+            part = self._entries[self._at : self._at + size]
+            self._at += size
+            rows, rejects, sanitized = stage(part, rejects_nul=rejects_nul)
+            self.rows += rows
+            self.rejects += rejects
+            self.sanitized += sanitized
+            yield rows if self._merge is None else self._merge(rows)
+
+    def _are_single(self) -> bool:
+        """No id comes twice, and none may become another."""
+        ids = [entry[1][0] for entry in self._entries]
+        return len(set(ids)) == len(ids) and _is_clean("".join(ids))
+
+
 def newest(rows: Sequence[Staged], *, each_time: bool = False) -> Sequence[Staged]:
     """One row of each id, in the order in which the ids come first: the newest, the last of those of one time.
     `each_time`: one of each id and time."""
@@ -136,52 +164,3 @@ def newest(rows: Sequence[Staged], *, each_time: bool = False) -> Sequence[Stage
         if (other := found.get(key)) is None or other.micros <= row.micros:
             found[key] = row
     return list(found.values())
-
-
-# https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format"; a length of -1 is NULL
-_HEAD, _TAIL = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
-_NULL = struct.pack("!i", -1)
-_length = struct.Struct("!i").pack
-_LENGTHS = [_length(length) for length in range(1024)]
-_time_and_length = struct.Struct("!iqi").pack
-_place = struct.Struct("!iiiqii").pack
-
-
-def copy_buffer(rows: Iterable[Staged], *, with_place: bool) -> bytes:
-    """All of a COPY of `id, job, spider, url, scraped_at, data` and perhaps the place in the log."""
-    count = struct.pack("!h", 9 if with_place else 6)
-    starts = [count + length for length in _LENGTHS]
-    parts, sources = [_HEAD], {}  # type: list[bytes], dict[tuple[str, str], bytes]
-    for position, id, job, spider, url, micros, data in rows:
-        key, place = id.encode(), b"" if url is None else url.encode()
-        if (source := sources.get((job, spider))) is None:
-            source = sources[job, spider] = _sized(job) + _sized(spider)
-        parts += (
-            starts[len(key)] if len(key) < 1024 else count + _length(len(key)), key, source,
-            _NULL if url is None else _LENGTHS[len(place)] if len(place) < 1024 else _length(len(place)), place,
-            _time_and_length(8, micros, len(data)), data,
-        )  # fmt: skip
-        if with_place:
-            parts.append(_place(4, position.partition, 8, position.offset, 4, position.index))
-    parts.append(_TAIL)
-    return b"".join(parts)
-
-
-def _sized(text: str) -> bytes:
-    data = text.encode()
-    return _length(len(data)) + data
-
-
-def parameters(rows: Sequence[Staged], *, with_place: bool) -> list[list[Any]]:
-    """The same as a list for each column."""
-    columns: list[list[Any]] = [
-        [row.id for row in rows],
-        [row.job for row in rows],
-        [row.spider for row in rows],
-        [row.url for row in rows],
-        [_EPOCH + row.micros * _MICROSECOND for row in rows],
-        [row.data[1:].decode() for row in rows],
-    ]
-    if with_place:
-        columns += map(list, zip(*(row.position for row in rows), strict=True)) if rows else [[], [], []]
-    return columns

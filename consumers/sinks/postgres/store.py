@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from operator import itemgetter
+from collections.abc import Iterator, Sequence
 
 import psycopg
 
@@ -13,8 +12,9 @@ from consumers.sink import Batch, Changes, Entry, Reject, Written
 from consumers.sinks.postgres.errors import is_of_a_row, reason, took_too_long
 from consumers.sinks.postgres.link import Link
 from consumers.sinks.postgres.options import Options
-from consumers.sinks.postgres.staged import Staged, copy_buffer, newest, parameters, stage
+from consumers.sinks.postgres.staged import Staged, Stager, newest, stage
 from consumers.sinks.postgres.statements import Statements
+from consumers.sinks.postgres.wire import copy_stream, parameters
 from consumers.sql_ledger import SqlLedger
 
 __all__ = ["Store"]
@@ -45,41 +45,46 @@ class Store:
 
     def write(self, ledger: SqlLedger, batch: Batch) -> Written:
         """`Sink.write`."""
-        rows, rejects, sanitized = stage(batch.entries, rejects_nul=self._options.rejects_nul)
-        rejects += batch.rejects
-        # by id, as who else writes: so both wait for each other in one order. Of one id, in the order of the log.
-        if self._options.mode != "append":
-            rows.sort(key=itemgetter(1))
+        staged = Stager(self._in_order(batch.entries), None if self._options.mode == "append" else self._merged)
+        refused: list[Reject] = []
         try:
-            self._write_all(ledger, batch, rows, rejects)
+            self._write_all(ledger, batch, staged)
         except _Refused:
             self._link.rollback()
-            refused = self._write_by_halves(ledger, batch, rows, rejects)
-            return Written(len(rows) - len(refused), len(rejects) + len(refused), sanitized)
-        return Written(len(rows), len(rejects), sanitized)
+            refused = self._write_by_halves(ledger, batch, staged)
+        stored, rejected = len(staged.rows) - len(refused), len(batch.rejects) + len(staged.rejects) + len(refused)
+        return Written(stored, rejected, staged.sanitized)
 
-    def _write_all(self, ledger: SqlLedger, batch: Batch, rows: list[Staged], rejects: list[Reject]) -> None:
+    def _in_order(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+        """By id, as who else writes: so both wait for each other in one order. Of one id, in the order of the log."""
+        return entries if self._options.mode == "append" else sorted(entries, key=lambda entry: entry[1][0])
+
+    def _write_all(self, ledger: SqlLedger, batch: Batch, staged: Stager) -> None:
         """The way of nearly all batches. No lock is held while we send rows: who is stopped then stops nobody."""
-        merged = self._merged(rows)
-        copies = len(merged) >= COPY_FROM
+        copies = len(batch.entries) >= COPY_FROM
         if copies:
             self._link.make_staging(self._statements.staging)
         self._link.begin()
-        if copies:
-            self._copy(merged)
+        rows = self._copy(staged) if copies else self._rows(staged)
         ledger.advance(self._link, batch)
-        self._insert(merged, copied=copies)
-        ledger.set_aside(self._link, rejects)
+        self._insert(rows, copied=copies)
+        ledger.set_aside(self._link, [*staged.rejects, *batch.rejects])
         self._commit()
 
-    def _write_by_halves(
-        self, ledger: SqlLedger, batch: Batch, rows: list[Staged], rejects: list[Reject]
-    ) -> list[Reject]:
+    def _parts(self, staged: Stager) -> Iterator[Sequence[Staged]]:
+        return staged.parts(rejects_nul=self._options.rejects_nul)
+
+    def _rows(self, staged: Stager) -> Sequence[Staged]:
+        """All, merged."""
+        return [row for rows in self._parts(staged) for row in rows]
+
+    def _write_by_halves(self, ledger: SqlLedger, batch: Batch, staged: Stager) -> list[Reject]:
+        self._rows(staged)  # those that were not made yet
         self._link.begin()
         ledger.advance(self._link, batch)
         entries = {entry.position: entry for entry in batch.entries}
-        refused = [reject_item(entries[row.position], why) for row, why in self._halve(rows)]
-        ledger.set_aside(self._link, [*rejects, *refused])
+        refused = [reject_item(entries[row.position], why) for row, why in self._halve(staged.rows)]
+        ledger.set_aside(self._link, [*staged.rejects, *batch.rejects, *refused])
         self._commit()
         return refused
 
@@ -102,11 +107,12 @@ class Store:
             return rows
         return newest(rows, each_time=self._options.mode == "versions")
 
-    def _copy(self, rows: Sequence[Staged]) -> None:
+    def _copy(self, staged: Stager) -> Sequence[Staged]:
         try:
-            self._link.copy(copy_buffer(rows, with_place=self._statements.with_place))
+            self._link.copy(copy_stream(self._parts(staged), with_place=self._statements.with_place))
         except psycopg.Error as error:
             raise _Refused(error) if is_of_a_row(error) else error from None
+        return staged.rows
 
     def _insert(self, rows: Sequence[Staged], *, copied: bool) -> None:
         if not rows:
