@@ -182,11 +182,11 @@ def consumer(paths: Sequence[str], items: int, connect: bool, runs: int, folder:
     if connect and any(each.path == "kafka-postgres" for each in found):
         with _or_skip("Kafka Connect"), ConnectSink(shared_url("kafka-4.1"), shared_url("postgres-15")) as peer:
             for run in range(runs):
-                for tasks in (1, 2):
-                    cost = peer.copy(items, tasks)
+                for tasks, tuned in ((2, False), (1, True), (2, True)):
+                    cost = peer.copy(items, tasks, tuned=tuned)
                     console.print(
-                        f"run {run + 1}, Kafka Connect with {tasks} tasks: {cost.per_s:,.0f} rows/s, "
-                        f"{cost.cpu_us:.0f} us CPU a row", highlight=False,
+                        f"run {run + 1}, Kafka Connect {'tuned' if tuned else 'as shipped'}, tasks: {tasks}: "
+                        f"{cost.per_s:,.0f} rows/s, {cost.cpu_us:.0f} us CPU a row", highlight=False,
                     )  # fmt: skip
 
 
