@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, closing
+from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
+
+import pytest
 
 from bus.items import ItemRecord, item_messages, pack_item, read_items
 from bus.message import Message, Position
@@ -22,12 +26,25 @@ from consumers.replay.options import ReplayOptions, ReplayResult
 from consumers.replay.replay import replay
 from consumers.sink import Limits, Sink
 from consumers.through import Through
-from tests.consumers.scene import record
+from tests.consumers.scene import jsonl_items, query, record, sqlite_items
 from tests.servers import shared_url
 
-__all__ = ["ONE_OF_EACH", "Here", "log_on", "new_bus", "packed"]
+__all__ = [
+    "ONE_OF_EACH",
+    "Here",
+    "at",
+    "every_bus",
+    "execute",
+    "log_on",
+    "new_bus",
+    "numbers",
+    "on",
+    "packed",
+    "progress",
+]
 
 ONE_OF_EACH = ("sqlite", "redis-7", "rabbitmq-3.10", "kafka-4.1")
+every_bus = pytest.mark.parametrize("bus", ONE_OF_EACH)
 
 
 def new_bus(kind: str, directory: Path) -> str:
@@ -116,3 +133,29 @@ async def log_on(url: str, retention_s: float = 3600.0) -> AsyncIterator[Here]:
     async with aclosing(await connect_transport(url)) as transport:
         await transport.declare(topic)
         yield Here(transport, topic.name)
+
+
+def on(bus: str, directory: Path, work: Callable[[Here], Awaitable[None]], retention_s: float = 3600.0) -> None:
+    async def main() -> None:
+        async with log_on(new_bus(bus, directory), retention_s) as here:
+            await work(here)
+
+    asyncio.run(main())
+
+
+def numbers(path: Path, table: str = "items") -> list[int]:
+    items = jsonl_items(path) if path.suffix == ".jsonl" else sqlite_items(path, table)
+    return [item["data"]["number"] for item in items]
+
+
+def execute(path: Path, statement: str) -> None:
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(statement)
+
+
+def at(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
+def progress(path: Path, consumer: str) -> list[Any]:
+    return query(path, f"SELECT * FROM sink_progress WHERE consumer = '{consumer}' AND target = 'items'")

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import consumers.sinks.postgres.staged
 import consumers.sinks.postgres.store
 from bus.items import ItemRecord
 from bus.message import Position
 from consumers.rows import clean_text, quick_json, raw_json, utc_text
-from consumers.sink import Entry, Written
-from consumers.sinks.postgres.staged import stage
+from consumers.sink import Batch, Entry, Written
+from consumers.sinks.postgres.staged import PART, stage
 from consumers.sinks.postgres.store import Store
 from consumers.sinks.postgres.wire import parameters
 from consumers.testing import batch_of, hazards, record
@@ -142,6 +143,34 @@ def test_of_one_id_the_last_good_one_is_stored(database: str) -> None:
     batch = batch_of([good, bad, *map(record, range(2, 99))])
     assert asyncio.run(fill(f"{database}?columns=price:numeric", batch)) == [Written(98, 1)]
     assert ask(database, "SELECT price FROM items WHERE price IS NOT NULL") == [(1,)]
+
+
+def twice(mode: str) -> Batch:
+    """Ids that come twice, parts apart, the older one last; and two that are one in PostgreSQL."""
+    found = [record(n) for n in range(3 * PART)]
+    found[-1] = record(0, {"again": 1})._replace(scraped_at=found[0].scraped_at + (60 if mode == "versions" else -60))
+    found[3] = record(3, {"nul": 1})._replace(id="x\0")
+    found[-2] = record(3, {"nul": 2})._replace(id="x\ufffd", scraped_at=found[3].scraped_at + 1)
+    return batch_of(found)
+
+
+@on_postgres
+@pytest.mark.parametrize("mode", ["latest", "versions", "append"])
+def test_parts_of_a_batch_are_as_the_whole(mode: str, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where each id comes once, where one comes twice, and where the server refuses a row of a later part."""
+    single = batch_of(record(n) for n in range(3 * PART))
+    refused = batch_of(record(n, {"price": "x" if n == 2 * PART else n}) for n in range(3 * PART))
+    found = []
+    for name, part in (("whole", 10**6), ("parts", PART)):
+        monkeypatch.setattr(consumers.sinks.postgres.staged, "PART", part)
+        for what, batch in (("single", single), ("twice", twice(mode)), ("refused", refused)):
+            table = f"{name}_{what}"
+            url = f"{database}?mode={mode}&table={table}" + ("&columns=price:numeric" if what == "refused" else "")
+            (written,) = asyncio.run(fill(url, batch))
+            found.append((written, ask(database, f"SELECT row_to_json(t)::text FROM {table} t ORDER BY 1")))
+    assert found[:3] == found[3:]
+    assert found[0][0] == Written(3 * PART, 0) and found[2][0] == Written(3 * PART - 1, 1)
+    assert len(found[1][1]) == 3 * PART - {"latest": 2, "versions": 0, "append": 0}[mode]
 
 
 @on_postgres

@@ -14,7 +14,7 @@ from bus.message import Position
 from consumers.rows import clean_text, quick_json, raw_json, reject_item
 from consumers.sink import Entry, Reject
 
-__all__ = ["EPOCH", "MICROSECOND", "Staged", "Stager", "newest", "stage"]
+__all__ = ["EPOCH", "MICROSECOND", "PART", "Staged", "Stager", "newest", "stage"]
 
 PART = 500  # rows
 
