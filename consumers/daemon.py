@@ -22,7 +22,7 @@ from consumers.jobs import JobsTold
 from consumers.members import LEASE_S
 from consumers.options import ConsumeOptions, ConsumeResult, Ended
 from consumers.outage import Outage
-from consumers.pump import IDLE_S, Pump
+from consumers.pump import EXPIRIES, IDLE_S, Pump, while_keeping
 from consumers.reader import LogGap, LogReader, LogReplaced, is_outside
 from consumers.sink import Batch, Fenced, Gap, Limits, Progress, Sink, SinkUnavailable, Written
 from consumers.teller import Teller
@@ -95,7 +95,7 @@ class _Consumer:
         self._asked_s = 0.0
 
     async def run(self) -> ConsumeResult:
-        expired_at = -1  # batches stored when the last position was not found
+        expired, batches = 0, -1
         while True:
             try:
                 self._result.ended = await self._session()
@@ -114,9 +114,10 @@ class _Consumer:
             except LogReplaced as replaced:
                 self._replaced |= {replaced.partition}
             except PositionExpired as error:  # a new session sees whether the sink's own position is in the log
-                if expired_at == self._result.batches:
+                expired = expired + 1 if batches == self._result.batches else 1
+                batches = self._result.batches
+                if expired == EXPIRIES:
                     raise LogGap(self._options.consumer, Gap(error.asked, error.first, error.end)) from None
-                expired_at = self._result.batches
 
     async def _session(self) -> Ended:
         consumer, topic = self._options.consumer, self._topic.name
@@ -253,16 +254,9 @@ class _Consumer:
             idle_s=min(IDLE_S, LOOK_S) if self._options.until_drained else IDLE_S,
         )  # fmt: skip
         teller = Teller(subscription, self._jobs)
-        pumping, keeping = asyncio.create_task(pump.run()), asyncio.create_task(self._keep(held, identity))
         try:
-            await asyncio.wait((pumping, keeping), return_when=asyncio.FIRST_COMPLETED)
-            if keeping.done():
-                keeping.result()
-            return await pumping
+            return await while_keeping(pump.run(), self._keep(held, identity))
         finally:
-            pumping.cancel()
-            keeping.cancel()
-            await asyncio.gather(pumping, keeping, return_exceptions=True)
             await teller.aclose()
 
     def _on_read(self, deliveries: Sequence[Delivery]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
 from bus.message import Delivery
 from bus.transport import Subscription
@@ -11,8 +11,9 @@ from consumers.options import Ended
 from consumers.reader import LogReader
 from consumers.sink import Batch
 
-__all__ = ["Pump"]
+__all__ = ["EXPIRIES", "Pump", "while_keeping"]
 
+EXPIRIES = 3  # a log that is being trimmed may drop its first message between the look and the first read
 IDLE_S = 0.25  # the longest that one `receive` waits: how soon a stop is noticed
 TURN_S = 0.001  # the longest that decoding keeps the loop from all else, as the next batch to store
 
@@ -84,3 +85,17 @@ class Pump:
         while (batch := await self._batches.get()) is not None:
             if batch.progress:
                 await self._store(batch)
+
+
+async def while_keeping(pumping: Coroutine[None, None, Ended], keeping: Coroutine[None, None, None]) -> Ended:
+    """Pump for as long as our share of the log is kept: `keeping` ends only by raising, and then so does this."""
+    both = asyncio.create_task(pumping), asyncio.create_task(keeping)
+    try:
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if both[1].done():
+            both[1].result()
+        return await both[0]
+    finally:
+        for each in both:
+            each.cancel()
+        await asyncio.gather(*both, return_exceptions=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from contextlib import suppress
 from operator import itemgetter
 
 from bus.errors import BusError
@@ -37,15 +38,16 @@ class Teller:
         """This batch is in the sink. What was not told yet is told together."""
         self._acks |= batch.acks
         self._counts.update(map(_job_and_run, (entry[1] for entry in batch.entries)))
-        if self._telling is None or self._telling.done():
-            self._telling = asyncio.create_task(self._tell())
+        if self._telling is not None and self._telling.done():
+            self._telling.result()
+            self._telling = None
+        self._telling = self._telling or asyncio.create_task(self._tell())
 
     async def aclose(self) -> None:
         """Tells the last; who does not listen is not waited for."""
         if self._telling is not None:
-            _, late = await asyncio.wait({self._telling}, timeout=LEAVE_S)
-            for each in late:
-                each.cancel()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._telling, LEAVE_S)
 
     async def _tell(self) -> None:
         while self._acks or self._counts:

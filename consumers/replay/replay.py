@@ -16,6 +16,7 @@ from consumers.identity import Identity
 from consumers.members import LEASE_S
 from consumers.options import Ended
 from consumers.outage import Outage
+from consumers.pump import EXPIRIES, while_keeping
 from consumers.reader import LogReplaced
 from consumers.replay.bounds import OfJob, Part, bounds_of, find_part
 from consumers.replay.course import Course
@@ -32,7 +33,6 @@ T = TypeVar("T")
 
 STANDBY_S = 1.0
 RUNS_NOW = "another process runs this replay now: end it before you give --restart, or leave --restart out"
-EXPIRIES = 3  # a log that is being trimmed may drop its first message between the look and the first read
 
 
 class Dropped(BusError):
@@ -188,22 +188,10 @@ class _Replay:
                 return None
             return Ended.DRAINED if await self._is_stored(self._part.end.keys() - held) else None
 
-        pumping = asyncio.create_task(
-            pump_part(
-                self._transport, self._options.topic, reader, positions, store, ended,
-                on_read=lambda _: self._outage.over(),
-            )
-        )  # fmt: skip
-        keeping = asyncio.create_task(self._keep(held))
-        try:
-            await asyncio.wait((pumping, keeping), return_when=asyncio.FIRST_COMPLETED)
-            if keeping.done():
-                keeping.result()
-            return await pumping
-        finally:
-            pumping.cancel()
-            keeping.cancel()
-            await asyncio.gather(pumping, keeping, return_exceptions=True)
+        pumping = pump_part(
+            self._transport, self._options.topic, reader, positions, store, ended, on_read=lambda _: self._outage.over()
+        )
+        return await while_keeping(pumping, self._keep(held))
 
     async def _store(self, batch: Batch) -> None:
         if self._options.rate is not None:

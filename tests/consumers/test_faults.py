@@ -67,10 +67,19 @@ def test_one_that_slept_at_any_point_changes_nothing(bus: str, tmp_path: Path) -
         assert_well(place)
 
 
-def test_postgres_is_killed_and_started_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("bus", "sink"),
+    [
+        ("sqlite", "postgres-17"),
+        ("redis-8", "postgres-15"),
+        ("rabbitmq-4.3", "postgres-17"),
+        ("kafka-4.1", "postgres-15"),
+    ],
+)
+def test_postgres_is_killed_and_started_again(bus: str, sink: str, tmp_path: Path) -> None:
     """While rows are written: one line at each end of the outage."""
-    with server("postgres-17") as victim:
-        place = Place(tmp_path, f"sqlite:///{tmp_path / 'bus.db'}", victim.url)
+    with server(sink) as victim, new_place(bus, "sqlite", tmp_path) as where:
+        place = Place(tmp_path, where.bus, victim.url)
         watch(place.sink)
         with publishing(place) as publisher, consuming(place) as consumer:
             for outage in range(3):
