@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from bus.state import JobStatus
+from bus.url import hide_secrets
 
 __all__ = ["Bar", "facts", "print_summary"]
 
@@ -56,7 +57,7 @@ def print_summary(
     rate = (pages - pages_before) / max(elapsed_s, 0.001)
     rows = [
         ("pages", f"{pages:,}", f"{rate:,.0f} pages/s in {elapsed_s:.1f} s"),
-        ("items", f"{counts.get('items', 0):,}", f"in {sink}" if sink else "in the item log"),
+        ("items", f"{counts.get('items', 0):,}", f"in {hide_secrets(sink)}" if sink else "in the item log"),
         ("duplicates refused", f"{counts.get('duplicates', 0):,}", "links to pages known already"),
         ("retries", f"{counts.get('retries', 0):,}", ""),
         ("dead letters", f"{counts.get('dead', 0):,}", _reasons(counts)),
@@ -86,7 +87,7 @@ def facts(status: JobStatus, *, elapsed_s: float, sink: str | None) -> dict[str,
     return {
         "job": status.job.name, "spider": status.spider, "state": status.state.value,
         **{name: status.counters.get(name, 0) for name in names},
-        "unaccounted": status.unaccounted, "elapsed_s": round(elapsed_s, 3), "sink": sink,
+        "unaccounted": status.unaccounted, "elapsed_s": round(elapsed_s, 3), "sink": sink and hide_secrets(sink),
     }  # fmt: skip
 
 
