@@ -136,12 +136,13 @@ def _check_shape(value: Any) -> None:
     while level:
         below: list[Any] = []
         for container in level:
+            is_map = type(container) is dict
+            count += len(container) * (2 if is_map else 1)
+            if count > MAX_VALUES:
+                raise OverLimit(f"more than {MAX_VALUES:,} values")
             below += container  # of a map: its keys
-            if type(container) is dict:
+            if is_map:
                 below += container.values()
-        count += len(below)
-        if count > MAX_VALUES:
-            raise OverLimit(f"more than {MAX_VALUES:,} values")
         level = [child for child in below if type(child) in _CONTAINERS]
         depth += 1
         if level and depth > MAX_DEPTH:

@@ -96,5 +96,8 @@ def read_items(message: Message) -> list[ItemRecord]:
             raise CodecError("not items: an entry has the wrong shape")
         if type(at) is not float and type(at) is not int:
             raise CodecError("not items: an entry has the wrong shape")
-        records.append(_record((id, job, spider, run, url, float(at), data)))
+        try:
+            records.append(_record((id, job, spider, run, url, float(at), data)))
+        except OverflowError:
+            raise CodecError("not items: a time that is no time") from None
     return records

@@ -44,7 +44,7 @@ class JobsTold:
                 await self._state.mark(job, (), counts={f"items_stored:{self._name}": count})
         except ConnectionLost as error:
             self._say_away(error)
-        except BusError as error:
+        except (BusError, ValueError) as error:  # a name that no state can hold
             log.debug("the state was not told the progress: %s", error)
         else:
             if stored:

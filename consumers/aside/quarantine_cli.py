@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["quarantine"]
 
 T = TypeVar("T")
+
+_VALUE = re.compile(r': ".*"( \(column .*\))?$', re.DOTALL)  # at the end of what PostgreSQL says
 
 SHOWN_FAILED = 50
 SHOWN_BYTES = 512  # of what cannot be decoded
@@ -57,9 +60,10 @@ def list_(call: Call, choice: Choice) -> None:
       crawlbus quarantine list --sink sqlite:///items.db --reason constraint --limit 500 --json
     """
     entries = [entry for entry in _standing(call) if choice.meets(_facts(entry))]
-    reasons = Counter(entry.reject.reason for entry in entries)
+    reasons = _reasons(entries)
     rows = [_summary(entry) for entry in entries[: choice.limit]]
-    call.answer({"total": len(entries), "reasons": plain(reasons), "entries": rows}, *_shown(reasons, rows))
+    shown = _shown(reasons, rows) if rows else [f"Nothing is in the quarantine of {hide_secrets(_sink_url(call))}"]
+    call.answer({"total": len(entries), "reasons": plain(reasons), "entries": rows}, *shown)
 
 
 @quarantine.command(short_help="One entry with all of its content.")
@@ -113,8 +117,7 @@ def retry(call: Call, choice: Choice, through: str | None) -> int:
     if chosen:
         lines = [f"{done.stored:,} items stored in {hide_secrets(url)}"]
     if failed:
-        reasons = Counter(entry.reject.reason for entry in done.failed)
-        lines += [f"{len(failed):,} failed again:", "", *_shown(reasons, failed[:SHOWN_FAILED])]
+        lines += [f"{len(failed):,} failed again:", "", *_shown(_reasons(done.failed), failed[:SHOWN_FAILED])]
     call.answer({"stored": done.stored, "failed": failed}, *lines)
     return 1 if failed else 0
 
@@ -190,9 +193,12 @@ def _summary(entry: Quarantined) -> Any:
     })  # fmt: skip
 
 
+def _reasons(entries: Iterable[Quarantined]) -> Counter[str]:
+    """How often each, whatever the value was."""
+    return Counter(_VALUE.sub(r": …\1", entry.reject.reason) for entry in entries)
+
+
 def _shown(reasons: Counter[str], rows: Sequence[dict[str, Any]]) -> list[RenderableType]:
-    if not reasons:
-        return ["Nothing is in quarantine."]
     columns = ("id", "at", "consumer", "job", "position", "reason")
     return listing("entries", reasons, columns, [[row[name] for name in columns] for row in rows])
 

@@ -145,7 +145,9 @@ def _look_shown(found: Look, retention_s: float) -> list[RenderableType]:
         lines["scraped"] = f"{when(found.oldest_s)} to {when(found.newest_s)}"
         left_s = found.oldest_s + retention_s - time.time()
         lines["kept"] = _margin(found.margin, left_s)
-    if found.changes is not None:
+    if not found.items:
+        pass
+    elif found.changes is not None:
         new, changed, same = found.changes
         lines["rows"] = f"{new:,} items are new, {changed:,} differ from their row, {same:,} are as their row is"
     else:

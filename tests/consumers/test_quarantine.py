@@ -227,7 +227,8 @@ def test_people_are_told_the_same(place: Any, capsys: pytest.CaptureFixture[str]
     assert "1 failed again" in tried and place.reason in tried
     place.allow()
     assert said("retry", id) == f"1 items stored in {hide_secrets(place.url)}\n"
-    assert said("list") == "Nothing is in quarantine.\n" and said("retry", "--all") == "Nothing to retry.\n"
+    assert said("list") == f"Nothing is in the quarantine of {hide_secrets(place.url)}\n"
+    assert said("retry", "--all") == "Nothing to retry.\n"
 
 
 def test_what_fails_for_another_reason_has_that(sink: str, ask: Ask) -> None:

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from scrapy import Request, Spider
 
 from bus.codec import pack, unpack
@@ -72,6 +73,12 @@ def test_damaged_messages_are_read_or_refused() -> None:
         message = damaged(rng, rng.choice(valid))
         read += sum(answers(reader, message) for reader in readers)
     assert 0 < read < ROUNDS
+
+
+@pytest.mark.parametrize("at", [10**400, -(10**400), "1", None, True])
+def test_a_time_that_is_none_is_refused(at: object) -> None:
+    (message,) = item_messages("shop", "shop", 1, [pack(["1", None, at, {}])])
+    assert not answers(read_items, message)
 
 
 def test_random_bytes() -> None:

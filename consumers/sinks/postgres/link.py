@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -23,6 +24,8 @@ STATEMENT_TIMEOUT_S = 50.0
 STUCK_S = 60.0
 LOCK_TIMEOUT_S = 20.0
 IDLE_TIMEOUT_S = 20.0  # a process that was stopped in a transaction gives its locks back
+
+logging.getLogger("psycopg").setLevel(logging.ERROR)  # what it warns of is an error that it raises, too
 
 STAGING = "pg_temp.sink_rows"
 _SESSION = """
