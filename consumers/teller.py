@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from operator import itemgetter
 
-from bus.errors import BusError, StaleDelivery
+from bus.errors import BusError, ConnectionLost, StaleDelivery
 from bus.message import Delivery
 from bus.state import Job
 from bus.transport import Subscription
@@ -21,7 +21,7 @@ __all__ = ["Teller"]
 log = logging.getLogger(__name__)
 
 AGAIN_S = 1.0
-LEAVE_S = 5.0
+LEAVE_S = 2.0
 
 _job_and_run = itemgetter(1, 3)  # of an item's record
 
@@ -58,9 +58,9 @@ class Teller:
                 log.debug("the bus was not told what is stored: %s", error)
             except BusError as error:
                 self._acks = acks | self._acks
-                if not self._away:
+                if not self._away and not isinstance(error, ConnectionLost):  # of that, who reads will say so
                     log.warning("the bus cannot be told what is stored, trying on: %s", error)
-                self._away = True
+                    self._away = True
                 await asyncio.sleep(AGAIN_S)
             else:
                 if self._away:

@@ -72,7 +72,7 @@ def test_all_is_told_in_the_end() -> None:
     on_a_slow_log(Faults(delay=1.0, delay_s=0.05), work)
 
 
-def test_what_was_not_heard_is_said_again(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_was_not_heard_is_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bus hands out only so much that is not acknowledged: a word that is lost would be missing for ever."""
     monkeypatch.setattr(consumers.teller, "AGAIN_S", 0.01)
 
@@ -85,9 +85,6 @@ def test_what_was_not_heard_is_said_again(monkeypatch: pytest.MonkeyPatch, caplo
         await teller.aclose()
 
     on_a_slow_log(Faults(lost=0.9), work)
-    assert [record.message for record in caplog.records].count(
-        "the bus cannot be told what is stored, trying on: the connection was lost"
-    ) == 1
 
 
 def test_a_bus_without_memory_stops_nobody_for_good(
@@ -119,6 +116,8 @@ def test_a_bus_without_memory_stops_nobody_for_good(
     with server("redis-7") as own:
         asyncio.run(main(own.url))
     assert len(jsonl_items(path)) == count
+    said = [each.getMessage() for each in caplog.records if each.name == "consumers.teller"]
+    assert len(said) == 2 and "out of memory" in said[0] and said[1] == "the bus is told again what is stored"
 
 
 def test_a_state_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
