@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from secrets import token_hex
 from typing import Any
 
@@ -13,6 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.structs import TopicPartition
 
 from adapters.rabbitmq import topology
+from bus.errors import ConnectionLost
 from bus.items import item_messages, pack_item
 from bus.message import Message
 from bus.registry import connect_transport
@@ -115,9 +116,12 @@ class RabbitLog(Log):
     async def trim(self) -> None:
         end = (await self.end())[0]
         async with asyncio.timeout(PATIENCE_S), self.connected() as transport:
-            while ((await transport.lag(self.topic)).first or {0: 0})[0] < end - 1:
+            first = 0
+            while first < end - 1:
                 await self.publish([-1] * 10, large=True)
                 await asyncio.sleep(0.2)
+                with suppress(ConnectionLost):  # RabbitMQ 3.10 may drop who reads the segment that it trims
+                    first = ((await transport.lag(self.topic)).first or {0: 0})[0]
 
 
 class RedisLog(Log):

@@ -126,7 +126,7 @@ class ClampedSubscription:
         await self._inner.aclose()
 
 
-@pytest.mark.parametrize(("after", "times", "is_gap"), [(25, 3, False), (0, 1, False), (0, 2, True)])
+@pytest.mark.parametrize(("after", "times", "is_gap"), [(25, 4, False), (0, 2, False), (0, 3, True)])
 def test_a_place_that_was_lost_is_a_gap_only_where_it_is_lost_again_with_nothing_stored(
     after: int, times: int, is_gap: bool, tmp_path: Path
 ) -> None:
