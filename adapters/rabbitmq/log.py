@@ -19,7 +19,7 @@ from adapters.rabbitmq.errors import DRIVER_ERRORS, Undeclared, lost, refusal, w
 from adapters.rabbitmq.publisher import Outgoing, Publisher
 from adapters.rabbitmq.reader import MAX_PREFETCH, Reader
 from adapters.rabbitmq.topology import group_stream
-from bus.errors import PositionExpired
+from bus.errors import ConnectionLost, PositionExpired
 from bus.message import Delivery, Position
 from bus.transport import Lag, Seek, Start
 
@@ -226,8 +226,8 @@ class LogSubscription(Reader):
         if channel is None or used == self._credited:
             return
         try:
-            await channel.basic_ack(used, multiple=True, wait=False)
-        except DRIVER_ERRORS:
+            await within(channel.basic_ack(used, multiple=True, wait=False))
+        except (ConnectionLost, *DRIVER_ERRORS):
             self._end(life)
         if life == self._life:
             self._credited = used

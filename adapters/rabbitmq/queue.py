@@ -55,7 +55,7 @@ class QueueSubscription(Reader):
         assert channel is not None
         try:
             async with self._sending:
-                await _send(channel, mark, tags)
+                await within(_send(channel, mark, tags))  # a connection that ends meanwhile takes nothing more
             await within(channel.flow(True))
         except BaseException as error:
             if isinstance(error, Silence):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 import aiormq
 import pytest
@@ -17,8 +18,9 @@ from aiormq.connection import Connection
 
 from adapters.rabbitmq import publisher, reader, topology
 from adapters.rabbitmq.address import Address
-from adapters.rabbitmq.errors import Undeclared
+from adapters.rabbitmq.errors import Undeclared, within
 from adapters.rabbitmq.log import WINDOW, LogSubscription
+from adapters.rabbitmq.queue import QueueSubscription
 from adapters.rabbitmq.transport import RabbitTransport
 from bus.errors import (
     BusError,
@@ -27,6 +29,7 @@ from bus.errors import (
     OverLimit,
     PositionExpired,
     PublishUnconfirmed,
+    StaleDelivery,
     TransportError,
     Unsupported,
 )
@@ -336,6 +339,39 @@ def test_acks_in_any_order_reach_their_messages(server_url: str) -> None:
         while some := await again.receive(max_messages=400, timeout_s=0.5):
             left.extend(ids(some))
         assert sorted(left) == sorted(kept)
+
+    play(server_url, check)
+
+
+@one_version
+def test_acks_that_nobody_writes_any_more_come_back(server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection whose writer has ended takes a few frames more; who brings others would wait for ever."""
+    monkeypatch.setattr(within, "__defaults__", (1.0,))
+
+    async def check(transport: RabbitTransport) -> None:
+        topic = work()
+        await transport.declare(topic)
+        sent = [Message(new_id(), b"") for _ in range(100)]
+        await transport.publish(topic.name, sent)
+        reader = await transport.subscribe(topic.name, prefetch=200)
+        found: list[Delivery] = []
+        while len(found) < 100:
+            found += await reader.receive(max_messages=100, timeout_s=5)
+        assert isinstance(reader, QueueSubscription) and reader._channel is not None
+        for task in asyncio.all_tasks():
+            coroutine: Any = task.get_coro()
+            if coroutine.__qualname__ == "Connection.__writer" and (
+                coroutine.cr_frame.f_locals["self"] is reader._channel.connection
+            ):
+                task.cancel()
+        async with asyncio.timeout(30):
+            with pytest.raises(StaleDelivery):
+                await reader.ack(found[1::2])  # a frame for each of them
+            again: dict[str, Delivery] = {}
+            while len(again) < 100:
+                again |= {each.message.id: each for each in await reader.receive(max_messages=100, timeout_s=1)}
+            await reader.ack(list(again.values()))
+        assert (await transport.lag(topic.name)).ready == 0
 
     play(server_url, check)
 
