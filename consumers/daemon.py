@@ -22,7 +22,7 @@ from consumers.jobs import JobsTold
 from consumers.members import LEASE_S
 from consumers.options import ConsumeOptions, ConsumeResult, Ended
 from consumers.outage import Outage
-from consumers.pump import EXPIRIES, IDLE_S, Pump, while_keeping
+from consumers.pump import IDLE_S, Expiries, Pump, while_keeping
 from consumers.reader import LogGap, LogReader, LogReplaced, is_outside
 from consumers.sink import Batch, Fenced, Gap, Limits, Progress, Sink, SinkUnavailable, Written
 from consumers.teller import Teller
@@ -95,7 +95,7 @@ class _Consumer:
         self._asked_s = 0.0
 
     async def run(self) -> ConsumeResult:
-        expired, batches = 0, -1
+        expiries = Expiries()
         while True:
             try:
                 self._result.ended = await self._session()
@@ -114,9 +114,7 @@ class _Consumer:
             except LogReplaced as replaced:
                 self._replaced |= {replaced.partition}
             except PositionExpired as error:  # a new session sees whether the sink's own position is in the log
-                expired = expired + 1 if batches == self._result.batches else 1
-                batches = self._result.batches
-                if expired == EXPIRIES:
+                if expiries.too_many(self._result.batches):
                     raise LogGap(self._options.consumer, Gap(error.asked, error.first, error.end)) from None
 
     async def _session(self) -> Ended:

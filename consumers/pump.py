@@ -11,7 +11,7 @@ from consumers.options import Ended
 from consumers.reader import LogReader
 from consumers.sink import Batch
 
-__all__ = ["EXPIRIES", "Pump", "while_keeping"]
+__all__ = ["Expiries", "Pump", "while_keeping"]
 
 EXPIRIES = 3  # a log that is being trimmed may drop its first message between the look and the first read
 IDLE_S = 0.25  # the longest that one `receive` waits: how soon a stop is noticed
@@ -85,6 +85,19 @@ class Pump:
         while (batch := await self._batches.get()) is not None:
             if batch.progress:
                 await self._store(batch)
+
+
+class Expiries:
+    """Positions that the log did not hold, one after another, with nothing stored in between."""
+
+    def __init__(self) -> None:
+        self._count, self._batches = 0, -1
+
+    def too_many(self, batches: int) -> bool:
+        """One more; so many batches are stored by now."""
+        self._count = self._count + 1 if batches == self._batches else 1
+        self._batches = batches
+        return self._count == EXPIRIES
 
 
 async def while_keeping(pumping: Coroutine[None, None, Ended], keeping: Coroutine[None, None, None]) -> Ended:

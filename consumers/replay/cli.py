@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bus.message import Position
     from consumers.replay.look import Look
     from consumers.replay.options import ReplayOptions, ReplayResult
+    from consumers.sink import Changes
 
 __all__ = ["replay"]
 
@@ -145,14 +146,16 @@ def _look_shown(found: Look, retention_s: float) -> list[RenderableType]:
         lines["scraped"] = f"{when(found.oldest_s)} to {when(found.newest_s)}"
         left_s = found.oldest_s + retention_s - time.time()
         lines["kept"] = _margin(found.margin, left_s)
-    if not found.items:
-        pass
-    elif found.changes is not None:
-        new, changed, same = found.changes
-        lines["rows"] = f"{new:,} items are new, {changed:,} differ from their row, {same:,} are as their row is"
-    else:
-        lines["rows"] = "cannot be compared in this sink"
+    if found.items:
+        lines["rows"] = _compared(found.changes)
     return [card(lines), "Nothing was stored: this was a dry run."]
+
+
+def _compared(changes: Changes | None) -> str:
+    if changes is None:
+        return "cannot be compared in this sink"
+    new, changed, same = changes
+    return f"{new:,} items are new, {changed:,} differ from their row, {same:,} are as their row is"
 
 
 def _margin(messages: int, left_s: float) -> str:

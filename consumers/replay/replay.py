@@ -16,7 +16,7 @@ from consumers.identity import Identity
 from consumers.members import LEASE_S
 from consumers.options import Ended
 from consumers.outage import Outage
-from consumers.pump import EXPIRIES, while_keeping
+from consumers.pump import Expiries, while_keeping
 from consumers.reader import LogReplaced
 from consumers.replay.bounds import OfJob, Part, bounds_of, find_part
 from consumers.replay.course import Course
@@ -85,7 +85,7 @@ class _Replay:
         self._free_at = 0.0  # when the rate allows the next batch
 
     async def run(self) -> ReplayResult:
-        expired, batches = 0, -1
+        expiries = Expiries()
         while True:
             try:
                 ended = await self._session()
@@ -106,9 +106,7 @@ class _Replay:
                     "the item log is not the one that an earlier run of this replay has read: --restart begins anew"
                 ) from None
             except PositionExpired as error:  # a new session sees whether the sink's own position is in the log
-                expired = expired + 1 if batches == self._batches else 1
-                batches = self._batches
-                if expired == EXPIRIES:
+                if expiries.too_many(self._batches):
                     raise Dropped(Gap(error.asked, error.first, error.end), begun=self._begun) from None
 
     async def _session(self) -> Ended:

@@ -54,15 +54,21 @@ def batch(delivery: Delivery, number: int) -> Batch:
     return Batch(entries=[Entry(delivery.position, record(number))], acks={delivery.partition: delivery})
 
 
+async def store(teller: Teller, found: list[Delivery], pause_s: float = 0.0) -> None:
+    """As a consumer does: a batch for each."""
+    for number, delivery in enumerate(found):
+        teller.stored(batch(delivery, number))
+        if pause_s:
+            await asyncio.sleep(pause_s)
+
+
 def test_all_is_told_in_the_end() -> None:
     async def work(transport: Transport, subscription: Subscription, found: list[Delivery]) -> None:
         state = await connect_state("memory://")
         async with aclosing(state):
             await state.join("shop", spider="shop")
             teller = Teller(subscription, JobsTold(state, "default"))
-            for number, delivery in enumerate(found):
-                teller.stored(batch(delivery, number))
-                await asyncio.sleep(0.002)
+            await store(teller, found, 0.002)
             await teller.aclose()
             status = await state.status("shop")
         assert status is not None and status.job == Job("shop", 1)
@@ -78,8 +84,7 @@ def test_what_was_not_heard_is_said_again(monkeypatch: pytest.MonkeyPatch) -> No
 
     async def work(transport: Transport, subscription: Subscription, found: list[Delivery]) -> None:
         teller = Teller(subscription, JobsTold(None, "default"))
-        for number, delivery in enumerate(found):
-            teller.stored(batch(delivery, number))
+        await store(teller, found)
         while (await transport.lag(found[0].topic, group="g")).ready:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         await teller.aclose()
@@ -129,9 +134,7 @@ def test_a_state_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> 
                 await state.join("shop", spider="shop")
                 frozen.freeze()
                 teller = Teller(subscription, JobsTold(state, "default"))
-                for number, delivery in enumerate(found):
-                    teller.stored(batch(delivery, number))
-                    await asyncio.sleep(0.01)
+                await store(teller, found, 0.01)
                 assert (await transport.lag(found[0].topic, group="g")).ready == 0
                 await teller.aclose()
                 frozen.thaw()
@@ -144,8 +147,7 @@ def test_who_does_not_listen_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) 
 
     async def work(transport: Transport, subscription: Subscription, found: list[Delivery]) -> None:
         teller = Teller(subscription, JobsTold(None, "default"))
-        for number, delivery in enumerate(found):
-            teller.stored(batch(delivery, number))
+        await store(teller, found)
         async with asyncio.timeout(30):
             await teller.aclose()
 

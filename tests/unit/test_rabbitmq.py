@@ -37,6 +37,7 @@ from bus.message import Delivery, Message, Position, new_id
 from bus.testing.checks import no_loss
 from bus.testing.transport_scene import ids, insist, until
 from bus.topic import Kind, Topic
+from bus.transport import Subscription
 from tests.servers import Server, free_port, kinds, server
 
 every_version = pytest.mark.parametrize("server_url", kinds("rabbitmq"), indirect=True)
@@ -61,6 +62,13 @@ def play(url: str, check: Callable[[RabbitTransport], Awaitable[None]], *, lease
             await transport.aclose()
 
     asyncio.run(run())
+
+
+async def taken(reader: Subscription, count: int) -> list[Delivery]:
+    found: list[Delivery] = []
+    while len(found) < count:
+        found.extend(await reader.receive(max_messages=count, timeout_s=5))
+    return found
 
 
 async def raw(url: str) -> aiormq.abc.AbstractConnection:
@@ -325,9 +333,7 @@ def test_acks_in_any_order_reach_their_messages(server_url: str) -> None:
         sent = [Message(new_id(), b"") for _ in range(400)]
         await transport.publish(topic.name, sent)
         subscription = await transport.subscribe(topic.name, prefetch=400)
-        held: list[Delivery] = []
-        while len(held) < 400:
-            held.extend(await subscription.receive(max_messages=400, timeout_s=5))
+        held = await taken(subscription, 400)
         kept = {d.message.id for d in dice.sample(held, 40)}
         done = [d for d in held if d.message.id not in kept]
         dice.shuffle(done)
@@ -354,9 +360,7 @@ def test_acks_that_nobody_writes_any_more_come_back(server_url: str, monkeypatch
         sent = [Message(new_id(), b"") for _ in range(100)]
         await transport.publish(topic.name, sent)
         reader = await transport.subscribe(topic.name, prefetch=200)
-        found: list[Delivery] = []
-        while len(found) < 100:
-            found += await reader.receive(max_messages=100, timeout_s=5)
+        found = await taken(reader, 100)
         assert isinstance(reader, QueueSubscription) and reader._channel is not None
         for task in asyncio.all_tasks():
             coroutine: Any = task.get_coro()

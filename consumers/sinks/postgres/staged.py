@@ -130,18 +130,24 @@ class Stager:
     """`stage` by parts: the server takes one part while the next is made. `merge` leaves one row for each key; without
     one, every row is left."""
 
-    def __init__(self, entries: Sequence[Entry], merge: Callable[[Sequence[Staged]], Sequence[Staged]] | None) -> None:
-        self._entries, self._merge = entries, merge
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        merge: Callable[[Sequence[Staged]], Sequence[Staged]] | None,
+        *,
+        rejects_nul: bool,
+    ) -> None:
+        self._entries, self._merge, self._rejects_nul = entries, merge, rejects_nul
         self._at = 0
         self.rows, self.rejects, self.sanitized = [], [], 0  # type: list[Staged], list[Reject], int
 
-    def parts(self, *, rejects_nul: bool) -> Iterator[Sequence[Staged]]:
+    def parts(self) -> Iterator[Sequence[Staged]]:
         """Merged. What was made is in `rows`, not merged, and in `rejects`; asked again, the rest follows."""
         size = PART if self._merge is None or self._are_single() else len(self._entries)
         while self._at < len(self._entries):
             part = self._entries[self._at : self._at + size]
             self._at += size
-            rows, rejects, sanitized = stage(part, rejects_nul=rejects_nul)
+            rows, rejects, sanitized = stage(part, rejects_nul=self._rejects_nul)
             self.rows += rows
             self.rejects += rejects
             self.sanitized += sanitized

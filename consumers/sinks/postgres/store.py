@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import chain
 
 import psycopg
 
@@ -45,7 +46,8 @@ class Store:
 
     def write(self, ledger: SqlLedger, batch: Batch) -> Written:
         """`Sink.write`."""
-        staged = Stager(self._in_order(batch.entries), None if self._options.mode == "append" else self._merged)
+        merge = None if self._options.mode == "append" else self._merged
+        staged = Stager(self._in_order(batch.entries), merge, rejects_nul=self._options.rejects_nul)
         refused: list[Reject] = []
         try:
             self._write_all(ledger, batch, staged)
@@ -65,21 +67,15 @@ class Store:
         if copies:
             self._link.make_staging(self._statements.staging)
         self._link.begin()
-        rows = self._copy(staged) if copies else self._rows(staged)
+        rows = self._copy(staged) if copies else [*chain.from_iterable(staged.parts())]
         ledger.advance(self._link, batch)
         self._insert(rows, copied=copies)
         ledger.set_aside(self._link, [*staged.rejects, *batch.rejects])
         self._commit()
 
-    def _parts(self, staged: Stager) -> Iterator[Sequence[Staged]]:
-        return staged.parts(rejects_nul=self._options.rejects_nul)
-
-    def _rows(self, staged: Stager) -> Sequence[Staged]:
-        """All, merged."""
-        return [row for rows in self._parts(staged) for row in rows]
-
     def _write_by_halves(self, ledger: SqlLedger, batch: Batch, staged: Stager) -> list[Reject]:
-        self._rows(staged)  # those that were not made yet
+        for _ in staged.parts():  # those that were not made yet
+            pass
         self._link.begin()
         ledger.advance(self._link, batch)
         entries = {entry.position: entry for entry in batch.entries}
@@ -109,7 +105,7 @@ class Store:
 
     def _copy(self, staged: Stager) -> Sequence[Staged]:
         try:
-            self._link.copy(copy_stream(self._parts(staged), with_place=self._statements.with_place))
+            self._link.copy(copy_stream(staged.parts(), with_place=self._statements.with_place))
         except psycopg.Error as error:
             raise _Refused(error) if is_of_a_row(error) else error from None
         return staged.rows
